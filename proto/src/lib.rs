@@ -1,1 +1,36 @@
-//! Placeholder while the crate is laid out.
+//! The farm's wire language: generated types and their conversions to model types.
+//!
+//! `oast.v1` is the public API, `oast.worker.v1` and `oast.peer.v1` are spoken
+//! inside a farm, `oast.localcloud.v1` by the local provider. The contract of every
+//! message stands in the `.proto` files; this crate adds no meaning of its own.
+
+/// Spoken between members.
+pub mod peer {
+    /// First version.
+    #[allow(
+        missing_debug_implementations,
+        clippy::all,
+        unused_qualifications,
+        reason = "generated"
+    )]
+    pub mod v1 {
+        tonic::include_proto!("oast.peer.v1");
+    }
+}
+
+/// Spoken between the leader and its workers.
+pub mod worker {
+    /// First version.
+    #[allow(
+        missing_debug_implementations,
+        clippy::all,
+        unused_qualifications,
+        reason = "generated"
+    )]
+    pub mod v1 {
+        tonic::include_proto!("oast.worker.v1");
+    }
+}
+
+/// Descriptors of every service, for reflection.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/oast.binpb"));
