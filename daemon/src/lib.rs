@@ -1,1 +1,11 @@
-//! Placeholder while the crate is laid out.
+//! Process plumbing shared by every `oast` daemon (docs/decisions/0002).
+//!
+//! What a process needs before it has any business: a clock, named tasks, shutdown, secrets,
+//! logging, metrics, a port, a locked data directory and configuration. It knows `model` and
+//! nothing else of ours, and decides nothing about runs, images or fleets.
+
+pub mod clock;
+pub mod exit;
+pub mod secret;
+pub mod task;
+pub mod telemetry;

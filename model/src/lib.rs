@@ -1,1 +1,3 @@
-//! Placeholder while the crate is laid out.
+//! What the farm decides, as pure functions: no clock, no randomness, no input or output.
+
+pub mod time;
