@@ -135,6 +135,10 @@ names! {
     RepositoryName;
     /// A secret in a team's keeping. Its value is never part of the model.
     SecretName;
+    /// One machine of a fleet, unique in it: `<set>-<number>`.
+    InstanceName;
+    /// A process that runs tasks, unique in the farm.
+    WorkerName;
 }
 
 #[cfg(test)]
