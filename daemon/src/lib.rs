@@ -5,7 +5,12 @@
 //! nothing else of ours, and decides nothing about runs, images or fleets.
 
 pub mod clock;
+pub mod config;
 pub mod exit;
+pub mod lock;
+pub mod panic;
+pub mod random;
 pub mod secret;
+pub mod shutdown;
 pub mod task;
 pub mod telemetry;

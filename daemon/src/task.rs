@@ -552,7 +552,7 @@ impl<T> Drop for Job<T> {
 }
 
 #[expect(clippy::disallowed_methods, reason = "this module is the spawn helper")]
-fn start(work: impl Future<Output = ()> + Send + 'static) {
+pub(crate) fn start(work: impl Future<Output = ()> + Send + 'static) {
     tokio::spawn(work);
 }
 
