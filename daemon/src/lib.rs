@@ -7,10 +7,13 @@
 pub mod clock;
 pub mod config;
 pub mod exit;
+pub mod health;
 pub mod lock;
+pub mod metrics;
 pub mod panic;
 pub mod random;
 pub mod secret;
+pub mod serve;
 pub mod shutdown;
 pub mod task;
 pub mod telemetry;
