@@ -1,0 +1,6 @@
+//! The disk engine's bake: from a distribution's packages, through steps, to layers.
+//!
+//! Each step of a bake is a layer; the base system is the first one. Disk formats live in
+//! `image`, namespaces in `sandbox`; nothing here talks to the coordinator.
+
+pub mod base;
