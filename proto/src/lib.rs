@@ -4,6 +4,20 @@
 //! inside a farm, `oast.localcloud.v1` by the local provider. The contract of every
 //! message stands in the `.proto` files; this crate adds no meaning of its own.
 
+/// Spoken between the local provider and the local cloud.
+pub mod localcloud {
+    /// First version.
+    #[allow(
+        missing_debug_implementations,
+        clippy::all,
+        unused_qualifications,
+        reason = "generated"
+    )]
+    pub mod v1 {
+        tonic::include_proto!("oast.localcloud.v1");
+    }
+}
+
 /// Spoken between members.
 pub mod peer {
     /// First version.

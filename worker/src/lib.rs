@@ -1,2 +1,4 @@
-//! Placeholder while the crate is laid out.
+//! Everything that does the work: bakes, batches, instances, and the providers behind fleets.
+
 pub mod bake;
+pub mod local_cloud;
