@@ -139,7 +139,9 @@ pub struct Observation {
 impl Observation {
     /// The instance of that name.
     pub fn instance(&self, name: &InstanceName) -> Option<&InstanceView> {
-        self.instances.iter().find(|instance| instance.name == *name)
+        self.instances
+            .iter()
+            .find(|instance| instance.name == *name)
     }
 }
 
@@ -174,8 +176,11 @@ impl Probe {
 
 /// The gates of a policy that ask an instance a page, with their places.
 pub fn http_gates(gates: &[Gate]) -> impl Iterator<Item = (u16, &HttpCheck)> {
-    gates.iter().zip(0..).filter_map(|(gate, place)| match gate {
-        Gate::Http(check) => Some((place, check)),
-        Gate::Prometheus(_) => None,
-    })
+    gates
+        .iter()
+        .zip(0..)
+        .filter_map(|(gate, place)| match gate {
+            Gate::Http(check) => Some((place, check)),
+            Gate::Prometheus(_) => None,
+        })
 }

@@ -32,9 +32,11 @@ pub use command::{
 pub use image::{ImageRecord, ImageVersion};
 pub use lease::Lease;
 pub use reference::{CronState, RefState};
-pub use request::{Remembered, RequestKey, REQUESTS_MAX, REQUEST_MEMORY};
+pub use request::{REQUEST_MEMORY, REQUESTS_MAX, Remembered, RequestKey};
 pub use resources::{FleetRecord, RepositoryRecord, SecretRecord, Target, TeamRecord};
-pub use rollout::{Batch, BatchKind, BatchPhase, Rollout, RolloutPhase, RolloutRecord, RolloutRequest};
+pub use rollout::{
+    Batch, BatchKind, BatchPhase, Rollout, RolloutPhase, RolloutRecord, RolloutRequest,
+};
 pub use run::{Run, RunPhase, RunRecord};
 
 use crate::bake::Layer;
@@ -42,8 +44,10 @@ use crate::codec::DecodeError;
 use crate::digest::Digest;
 use crate::fleet::VersionRef;
 use crate::ids::{RolloutId, RunId, Seq, TaskId, Token};
-use crate::names::{FleetName, ImageName, PipelineName, RepositoryName, SecretName, TeamName, WorkerName};
-use crate::principal::{authorize, Principal, Verb};
+use crate::names::{
+    FleetName, ImageName, PipelineName, RepositoryName, SecretName, TeamName, WorkerName,
+};
+use crate::principal::{Principal, Verb, authorize};
 use crate::table::{RecordChange, StateDigest, Table};
 use crate::task::Task;
 use crate::time::Timestamp;
@@ -136,7 +140,9 @@ pub struct Changes {
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// The key is empty or has an unknown tag.
-    #[error("a record of table {tag:?} is stored, which this binary does not know: it was written by a newer one")]
+    #[error(
+        "a record of table {tag:?} is stored, which this binary does not know: it was written by a newer one"
+    )]
     UnknownTable {
         /// The first byte of its key.
         tag: Option<u8>,
@@ -157,23 +163,74 @@ const FARM: u8 = 0;
 /// Calls `$body` for each table with the name bound. Order is the order of digests and drains.
 macro_rules! each_table {
     ($ledger:expr, $table:ident => $body:expr) => {{
-        { let $table = $ledger.farm; $body }
-        { let $table = $ledger.tokens; $body }
-        { let $table = $ledger.teams; $body }
-        { let $table = $ledger.repositories; $body }
-        { let $table = $ledger.refs; $body }
-        { let $table = $ledger.crons; $body }
-        { let $table = $ledger.fleets; $body }
-        { let $table = $ledger.secrets; $body }
-        { let $table = $ledger.runs; $body }
-        { let $table = $ledger.tasks; $body }
-        { let $table = $ledger.leases; $body }
-        { let $table = $ledger.workers; $body }
-        { let $table = $ledger.layers; $body }
-        { let $table = $ledger.images; $body }
-        { let $table = $ledger.versions; $body }
-        { let $table = $ledger.rollouts; $body }
-        { let $table = $ledger.requests; $body }
+        {
+            let $table = $ledger.farm;
+            $body
+        }
+        {
+            let $table = $ledger.tokens;
+            $body
+        }
+        {
+            let $table = $ledger.teams;
+            $body
+        }
+        {
+            let $table = $ledger.repositories;
+            $body
+        }
+        {
+            let $table = $ledger.refs;
+            $body
+        }
+        {
+            let $table = $ledger.crons;
+            $body
+        }
+        {
+            let $table = $ledger.fleets;
+            $body
+        }
+        {
+            let $table = $ledger.secrets;
+            $body
+        }
+        {
+            let $table = $ledger.runs;
+            $body
+        }
+        {
+            let $table = $ledger.tasks;
+            $body
+        }
+        {
+            let $table = $ledger.leases;
+            $body
+        }
+        {
+            let $table = $ledger.workers;
+            $body
+        }
+        {
+            let $table = $ledger.layers;
+            $body
+        }
+        {
+            let $table = $ledger.images;
+            $body
+        }
+        {
+            let $table = $ledger.versions;
+            $body
+        }
+        {
+            let $table = $ledger.rollouts;
+            $body
+        }
+        {
+            let $table = $ledger.requests;
+            $body
+        }
     }};
 }
 
@@ -235,7 +292,10 @@ impl Ledger {
 
     /// Applies one committed command. Deterministic; never fails, may refuse.
     pub fn apply(&mut self, now: Timestamp, request: Request) -> Applied {
-        let farm = self.farm.get_mut(&0).expect("the farm's own record always exists");
+        let farm = self
+            .farm
+            .get_mut(&0)
+            .expect("the farm's own record always exists");
         farm.seq = farm.seq.next();
         let cx = Context { now, seq: farm.seq };
         self.forget_old_requests(cx.now);
@@ -252,7 +312,11 @@ impl Ledger {
                 result
             }
         };
-        Applied { seq: cx.seq, result, effects }
+        Applied {
+            seq: cx.seq,
+            result,
+            effects,
+        }
     }
 
     fn dispatch(
@@ -263,16 +327,31 @@ impl Ledger {
         effects: &mut Vec<Effect>,
     ) -> Result<Answer, Rejected> {
         if self.farm().name.is_empty() && !matches!(command, Command::InitFarm { .. }) {
-            return Err(Rejected::WrongState("the farm is not initialised yet".into()));
+            return Err(Rejected::WrongState(
+                "the farm is not initialised yet".into(),
+            ));
         }
         match command {
-            Command::InitFarm { name, admin, worker } => {
+            Command::InitFarm {
+                name,
+                admin,
+                worker,
+            } => {
                 self.lead(who)?;
                 access::init(self, cx, name, admin, worker)
             }
-            Command::CreateToken { hash, name, role, team } => {
-                access::create(self, cx, who, hash, AccessToken::user(name, role, team, cx.now))
-            }
+            Command::CreateToken {
+                hash,
+                name,
+                role,
+                team,
+            } => access::create(
+                self,
+                cx,
+                who,
+                hash,
+                AccessToken::user(name, role, team, cx.now),
+            ),
             Command::RevokeToken { name } => access::revoke(self, who, &name),
             Command::ApplyResource { resource, expected } => {
                 resources::apply(self, cx, who, *resource, expected, effects)
@@ -287,11 +366,19 @@ impl Ledger {
                 self.lead(who)?;
                 reference::observe(self, cx, &repository, refs, effects)
             }
-            Command::FireCron { pipeline, team, due } => {
+            Command::FireCron {
+                pipeline,
+                team,
+                due,
+            } => {
                 self.lead(who)?;
                 reference::fire(self, cx, (team, pipeline), due, effects)
             }
-            Command::GrantLease { task, worker, incarnation } => {
+            Command::GrantLease {
+                task,
+                worker,
+                incarnation,
+            } => {
                 self.lead(who)?;
                 lease::grant(self, cx, task, worker, incarnation, effects)
             }
@@ -299,7 +386,10 @@ impl Ledger {
                 self.lead(who)?;
                 lease::expire(self, cx, token, &reason, effects)
             }
-            Command::BeginIncarnation { worker, incarnation } => {
+            Command::BeginIncarnation {
+                worker,
+                incarnation,
+            } => {
                 self.lead(who)?;
                 lease::begin_incarnation(self, cx, worker, incarnation, effects)
             }
@@ -311,9 +401,19 @@ impl Ledger {
                 self.lead(who)?;
                 rollout::begin_batch(self, cx, begin, effects)
             }
-            Command::JudgeBatch { rollout, batch, open, reason, readings } => {
+            Command::JudgeBatch {
+                rollout,
+                batch,
+                open,
+                reason,
+                readings,
+            } => {
                 self.lead(who)?;
-                let verdict = rollout::Verdict { open, reason, readings };
+                let verdict = rollout::Verdict {
+                    open,
+                    reason,
+                    readings,
+                };
                 rollout::judge(self, cx, rollout, batch, verdict, effects)
             }
             Command::ConcludeRollout { rollout, debt } => {
@@ -338,7 +438,10 @@ impl Ledger {
     }
 
     fn push_history(&mut self, cx: &Context, kind: u8, id: Seq, bytes: Vec<u8>) {
-        let farm = self.farm.get_mut(&0).expect("the farm's own record always exists");
+        let farm = self
+            .farm
+            .get_mut(&0)
+            .expect("the farm's own record always exists");
         let mut hasher = blake3::Hasher::new();
         if let Some(before) = farm.history {
             hasher.update(before.as_bytes());
@@ -347,7 +450,12 @@ impl Ledger {
         hasher.update(&bytes);
         farm.history = Some(Digest::from_bytes(*hasher.finalize().as_bytes()));
         farm.history_seq = cx.seq;
-        self.history.push(HistoryRecord { seq: cx.seq, kind, id, bytes });
+        self.history.push(HistoryRecord {
+            seq: cx.seq,
+            kind,
+            id,
+            bytes,
+        });
     }
 
     /// Takes what changed since the last call, encoded, and brings the digest up to date.
@@ -357,7 +465,10 @@ impl Ledger {
         let tables = self.tables();
         each_table!(tables, table => table.drain(&mut digest, &mut records));
         self.digest = digest;
-        Changes { records, history: std::mem::take(&mut self.history) }
+        Changes {
+            records,
+            history: std::mem::take(&mut self.history),
+        }
     }
 
     /// Digest of the live state and, through the farm's record, of the history.
@@ -440,7 +551,9 @@ impl Ledger {
 impl Ledger {
     /// Single values of the farm.
     pub fn farm(&self) -> &Farm {
-        self.farm.get(&0).expect("the farm's own record always exists")
+        self.farm
+            .get(&0)
+            .expect("the farm's own record always exists")
     }
 
     /// Number of the last applied command.
@@ -526,7 +639,11 @@ impl Ledger {
     /// An open run with its tasks.
     pub fn run_record(&self, id: RunId) -> Option<RunRecord> {
         let run = self.runs.get(&id)?.clone();
-        let tasks = run.tasks.iter().filter_map(|task| self.tasks.get(task).cloned()).collect();
+        let tasks = run
+            .tasks
+            .iter()
+            .filter_map(|task| self.tasks.get(task).cloned())
+            .collect();
         Some(RunRecord { run, tasks })
     }
 

@@ -3,13 +3,18 @@
 //! `now` and what was observed come in as arguments, decisions go out as values.
 //! That is what lets replicas agree and tests replay.
 
+pub mod bake;
 pub mod codec;
 pub mod digest;
+pub mod fleet;
 pub mod ids;
+pub mod ledger;
 pub mod names;
 pub mod pipeline;
 pub mod principal;
 pub mod resource;
+pub mod rollout;
 pub mod table;
+pub mod task;
 pub mod time;
 pub mod units;

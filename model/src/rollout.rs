@@ -8,4 +8,4 @@ mod plan;
 #[cfg(test)]
 mod tests;
 
-pub use plan::{instance_names, plan, unavailable, Decision, Situation};
+pub use plan::{Decision, Situation, instance_names, plan, unavailable};

@@ -23,7 +23,12 @@ impl AccessToken {
     /// A person's or a script's.
     pub fn user(name: String, role: Role, team: Option<TeamName>, now: Timestamp) -> AccessToken {
         AccessToken {
-            principal: Principal { name, kind: PrincipalKind::User, role, team },
+            principal: Principal {
+                name,
+                kind: PrincipalKind::User,
+                role,
+                team,
+            },
             created_at: now,
         }
     }
@@ -50,10 +55,19 @@ pub(super) fn init(
     if name.is_empty() {
         return Err(Rejected::Forbidden("a farm needs a name".into()));
     }
-    ledger.farm.get_mut(&0).expect("the farm's own record always exists").name = name;
-    ledger.tokens.insert(admin, AccessToken::user("admin".into(), Role::Admin, None, cx.now));
-    let worker_token =
-        AccessToken { principal: Principal::worker("worker"), created_at: cx.now };
+    ledger
+        .farm
+        .get_mut(&0)
+        .expect("the farm's own record always exists")
+        .name = name;
+    ledger.tokens.insert(
+        admin,
+        AccessToken::user("admin".into(), Role::Admin, None, cx.now),
+    );
+    let worker_token = AccessToken {
+        principal: Principal::worker("worker"),
+        created_at: cx.now,
+    };
     ledger.tokens.insert(worker, worker_token);
     Ok(Answer::Done)
 }
@@ -71,24 +85,26 @@ pub(super) fn create(
         return Err(Rejected::WrongState("this token is in use already".into()));
     }
     let name = &token.principal.name;
-    if ledger.tokens.iter().any(|(_, other)| other.principal.name == *name) {
+    if ledger
+        .tokens
+        .iter()
+        .any(|(_, other)| other.principal.name == *name)
+    {
         return Err(Rejected::WrongState(format!(
             "there is a token called `{name}` already: revoke it first or choose another name"
         )));
     }
     if ledger.tokens.len() >= TOKENS_MAX {
-        return Err(Rejected::Exhausted(format!("a farm keeps at most {TOKENS_MAX} tokens")));
+        return Err(Rejected::Exhausted(format!(
+            "a farm keeps at most {TOKENS_MAX} tokens"
+        )));
     }
     ledger.tokens.insert(hash, token);
     Ok(Answer::Done)
 }
 
 /// Ends every token of that name.
-pub(super) fn revoke(
-    ledger: &mut Ledger,
-    who: &Principal,
-    name: &str,
-) -> Result<Answer, Rejected> {
+pub(super) fn revoke(ledger: &mut Ledger, who: &Principal, name: &str) -> Result<Answer, Rejected> {
     let found = ledger
         .tokens
         .iter()
@@ -96,7 +112,10 @@ pub(super) fn revoke(
         .map(|(hash, token)| (hash.clone(), token.principal.team.clone()));
     let Some((hash, team)) = found else {
         ledger.allow(who, Verb::Manage, None)?;
-        return Err(Rejected::NotFound { kind: "token".into(), name: name.into() });
+        return Err(Rejected::NotFound {
+            kind: "token".into(),
+            name: name.into(),
+        });
     };
     ledger.allow(who, Verb::Manage, team.as_ref())?;
     ledger.tokens.remove(&hash);

@@ -12,12 +12,8 @@ impl Ledger {
         let lease = self.leases.get(&token)?;
         let task = self.tasks.get(&lease.task)?;
         let (run, work) = match (&task.owner, &task.kind) {
-            (TaskOwner::Run(id), _) => {
-                (Some(*id), self.work_of_run(self.runs.get(id)?, task)?)
-            }
-            (TaskOwner::Rollout(id), _) => {
-                (self.rollouts.get(id)?.run, self.work_of_batch(task)?)
-            }
+            (TaskOwner::Run(id), _) => (Some(*id), self.work_of_run(self.runs.get(id)?, task)?),
+            (TaskOwner::Rollout(id), _) => (self.rollouts.get(id)?.run, self.work_of_batch(task)?),
             (TaskOwner::Fleet(_), _) => (None, self.work_of_batch(task)?),
         };
         Some(Assignment {
@@ -63,7 +59,9 @@ impl Ledger {
     }
 
     fn work_of_batch(&self, task: &Task) -> Option<Work> {
-        let TaskKind::Batch(order) = &task.kind else { return None };
+        let TaskKind::Batch(order) = &task.kind else {
+            return None;
+        };
         let fleet = self.fleets.get(&order.fleet)?;
         let image: Option<DeployImage> = match &order.action {
             BatchAction::Deploy(version) => Some(self.versions.get(version)?.deploy()),

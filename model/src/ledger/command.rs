@@ -281,7 +281,9 @@ pub enum Rejected {
     #[error("{0}")]
     WrongState(String),
     /// The resource moved since the change was shown.
-    #[error("{name} has revision {actual} now, the change was made against {expected}: look at it again")]
+    #[error(
+        "{name} has revision {actual} now, the change was made against {expected}: look at it again"
+    )]
     Moved {
         /// Which.
         name: String,

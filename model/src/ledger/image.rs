@@ -61,7 +61,11 @@ pub(super) fn publish(
     run: &Run,
     image: BakedImage,
 ) -> Result<VersionRef, Rejected> {
-    let publish = &run.pipeline.as_ref().expect("a run that publishes has a pipeline").publish;
+    let publish = &run
+        .pipeline
+        .as_ref()
+        .expect("a run that publishes has a pipeline")
+        .publish;
     let record = ledger.images.get(&publish.image).cloned();
     let mut record = record.unwrap_or_else(|| ImageRecord {
         name: publish.image.clone(),
@@ -76,14 +80,25 @@ pub(super) fn publish(
         )));
     }
     record.newest += 1;
-    let version = VersionRef { image: record.name.clone(), number: record.newest };
+    let version = VersionRef {
+        image: record.name.clone(),
+        number: record.newest,
+    };
     // A run that was started earlier and ends later must not move the channel back.
     let newer = record.channels.get(&publish.channel).is_some_and(|number| {
-        let current = VersionRef { image: record.name.clone(), number: *number };
-        ledger.versions.get(&current).is_some_and(|current| current.run > run.id)
+        let current = VersionRef {
+            image: record.name.clone(),
+            number: *number,
+        };
+        ledger
+            .versions
+            .get(&current)
+            .is_some_and(|current| current.run > run.id)
     });
     if !newer {
-        record.channels.insert(publish.channel.clone(), version.number);
+        record
+            .channels
+            .insert(publish.channel.clone(), version.number);
     }
     ledger.images.insert(record.name.clone(), record);
     ledger.versions.insert(

@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{rollout, run, Answer, Context, Effect, Ledger, Rejected};
+use super::{Answer, Context, Effect, Ledger, Rejected, rollout, run};
 use crate::ids::{TaskId, Token};
 use crate::names::WorkerName;
 use crate::principal::Principal;
 use crate::task::{
-    Attempt, Ending, LeaseClass, Outcome, Report, StepPhase, Task, TaskOwner, TaskPhase,
-    ATTEMPTS_MAX, ERRORED_ATTEMPTS_MAX,
+    ATTEMPTS_MAX, Attempt, ERRORED_ATTEMPTS_MAX, Ending, LeaseClass, Outcome, Report, StepPhase,
+    Task, TaskOwner, TaskPhase,
 };
 
 /// Wait before the second attempt after an error; doubles with each further error.
@@ -41,22 +41,30 @@ pub(super) fn grant(
     incarnation: u64,
     effects: &mut Vec<Effect>,
 ) -> Result<Answer, Rejected> {
-    if ledger.workers.get(&worker).is_none_or(|newest| *newest != incarnation) {
+    if ledger
+        .workers
+        .get(&worker)
+        .is_none_or(|newest| *newest != incarnation)
+    {
         return Err(Rejected::WrongState(format!(
             "incarnation {incarnation} of worker `{worker}` is not its newest"
         )));
     }
-    let task = ledger
-        .tasks
-        .get(&id)
-        .ok_or_else(|| Rejected::NotFound { kind: "task".into(), name: id.to_string() })?;
+    let task = ledger.tasks.get(&id).ok_or_else(|| Rejected::NotFound {
+        kind: "task".into(),
+        name: id.to_string(),
+    })?;
     match task.phase {
         TaskPhase::Ready { not_before } if not_before <= cx.now => {}
         TaskPhase::Ready { .. } => {
-            return Err(Rejected::WrongState(format!("task {id} waits after an error")));
+            return Err(Rejected::WrongState(format!(
+                "task {id} waits after an error"
+            )));
         }
         TaskPhase::Leased { token } => {
-            return Err(Rejected::WrongState(format!("task {id} is leased under {token}")));
+            return Err(Rejected::WrongState(format!(
+                "task {id} is leased under {token}"
+            )));
         }
         TaskPhase::Ended { .. } => {
             return Err(Rejected::WrongState(format!("task {id} is over")));
@@ -75,7 +83,15 @@ pub(super) fn grant(
         errored: false,
     });
     let owner = task.owner.clone();
-    ledger.leases.insert(cx.seq, Lease { task: id, worker, incarnation, class });
+    ledger.leases.insert(
+        cx.seq,
+        Lease {
+            task: id,
+            worker,
+            incarnation,
+            class,
+        },
+    );
     touch(ledger, &owner, effects);
     effects.push(Effect::LeaseGranted { token: cx.seq });
     Ok(Answer::Lease(cx.seq))
@@ -89,7 +105,11 @@ pub(super) fn expire(
     reason: &str,
     effects: &mut Vec<Effect>,
 ) -> Result<Answer, Rejected> {
-    let lease = ledger.leases.get(&token).cloned().ok_or(Rejected::StaleToken { token })?;
+    let lease = ledger
+        .leases
+        .get(&token)
+        .cloned()
+        .ok_or(Rejected::StaleToken { token })?;
     end(ledger, cx, token, reason);
     effects.push(Effect::LeaseEnded {
         token,
@@ -133,14 +153,28 @@ pub(super) fn report(
     report: Report,
     effects: &mut Vec<Effect>,
 ) -> Result<Answer, Rejected> {
-    let lease = ledger.leases.get(&token).cloned().ok_or(Rejected::StaleToken { token })?;
+    let lease = ledger
+        .leases
+        .get(&token)
+        .cloned()
+        .ok_or(Rejected::StaleToken { token })?;
     if who.name != lease.worker.as_str() {
         return Err(Rejected::StaleToken { token });
     }
     match report {
         Report::StepStarted { step } => step_started(ledger, cx, token, lease.task, step, effects),
-        Report::StepFinished { step, layer, cached, took_ms } => {
-            let phase = StepPhase::Done { token, layer: Box::new(layer), cached, took_ms };
+        Report::StepFinished {
+            step,
+            layer,
+            cached,
+            took_ms,
+        } => {
+            let phase = StepPhase::Done {
+                token,
+                layer: Box::new(layer),
+                cached,
+                took_ms,
+            };
             step_finished(ledger, lease.task, step, phase, effects)
         }
         Report::Finished(outcome) => {
@@ -160,15 +194,23 @@ fn step_started(
 ) -> Result<Answer, Rejected> {
     let task = ledger.tasks.get_mut(&id).expect("a live lease has a task");
     let Some(record) = task.steps.get_mut(usize::from(step)) else {
-        return Err(Rejected::NotFound { kind: "step".into(), name: step.to_string() });
+        return Err(Rejected::NotFound {
+            kind: "step".into(),
+            name: step.to_string(),
+        });
     };
     match record.phase {
         // Pending => Running. A finished step is never begun again.
         StepPhase::Pending | StepPhase::Running { .. } => {
-            record.phase = StepPhase::Running { token, since: cx.now };
+            record.phase = StepPhase::Running {
+                token,
+                since: cx.now,
+            };
         }
         StepPhase::Done { .. } => {
-            return Err(Rejected::WrongState(format!("step {step} of task {id} is finished")));
+            return Err(Rejected::WrongState(format!(
+                "step {step} of task {id} is finished"
+            )));
         }
     }
     let owner = task.owner.clone();
@@ -248,9 +290,17 @@ fn finished(
 
 /// Takes the lease away and notes on the attempt how it ended.
 fn end(ledger: &mut Ledger, cx: &Context, token: Token, how: &str) {
-    let Some(lease) = ledger.leases.remove(&token) else { return };
-    let Some(task) = ledger.tasks.get_mut(&lease.task) else { return };
-    if let Some(attempt) = task.attempts.iter_mut().find(|attempt| attempt.token == token) {
+    let Some(lease) = ledger.leases.remove(&token) else {
+        return;
+    };
+    let Some(task) = ledger.tasks.get_mut(&lease.task) else {
+        return;
+    };
+    if let Some(attempt) = task
+        .attempts
+        .iter_mut()
+        .find(|attempt| attempt.token == token)
+    {
         attempt.ended = Some((cx.now, how.to_owned()));
     }
     for step in &mut task.steps {
@@ -270,7 +320,11 @@ fn requeue_or_give_up(
     effects: &mut Vec<Effect>,
 ) {
     let task = ledger.tasks.get_mut(&id).expect("a live lease has a task");
-    let errored = task.attempts.iter().filter(|attempt| attempt.errored).count();
+    let errored = task
+        .attempts
+        .iter()
+        .filter(|attempt| attempt.errored)
+        .count();
     if errored >= ERRORED_ATTEMPTS_MAX || task.attempts.len() >= ATTEMPTS_MAX {
         let reason = format!("gave up after {} attempts: {reason}", task.attempts.len());
         give_up(ledger, cx, id, Ending::Errored, reason, Vec::new(), effects);
@@ -282,7 +336,9 @@ fn requeue_or_give_up(
     } else {
         Duration::ZERO
     };
-    task.phase = TaskPhase::Ready { not_before: cx.now + wait };
+    task.phase = TaskPhase::Ready {
+        not_before: cx.now + wait,
+    };
     let owner = task.owner.clone();
     touch(ledger, &owner, effects);
     effects.push(Effect::TasksChanged);
@@ -329,7 +385,9 @@ pub(super) fn abandon(
     reason: &str,
     effects: &mut Vec<Effect>,
 ) {
-    let Some(task) = ledger.tasks.get(&id) else { return };
+    let Some(task) = ledger.tasks.get(&id) else {
+        return;
+    };
     if task.ended() {
         return;
     }
@@ -348,16 +406,15 @@ pub(super) fn abandon(
 }
 
 fn touch(ledger: &Ledger, owner: &TaskOwner, effects: &mut Vec<Effect>) {
-    effects.push(match owner {
-        TaskOwner::Run(run) => Effect::RunChanged(*run),
+    match owner {
+        TaskOwner::Run(run) => effects.push(Effect::RunChanged(*run)),
         TaskOwner::Rollout(rollout) => {
-            if let Some(run) = ledger.rollouts.get(rollout).and_then(|rollout| rollout.run) {
-                effects.push(Effect::RunChanged(run));
-            }
-            Effect::RolloutChanged(*rollout)
+            let run = ledger.rollouts.get(rollout).and_then(|rollout| rollout.run);
+            effects.extend(run.map(Effect::RunChanged));
+            effects.push(Effect::RolloutChanged(*rollout));
         }
-        TaskOwner::Fleet(fleet) => Effect::FleetChanged(fleet.clone()),
-    });
+        TaskOwner::Fleet(fleet) => effects.push(Effect::FleetChanged(fleet.clone())),
+    }
 }
 
 /// Adds a task that is ready at once.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{run, Answer, Context, Effect, Ledger, Rejected, SubmitRun};
+use super::{Answer, Context, Effect, Ledger, Rejected, SubmitRun, run};
 use crate::ids::RunId;
 use crate::names::{PipelineName, RepositoryName, TeamName};
 use crate::task::Origin;
@@ -43,7 +43,10 @@ pub(super) fn observe(
     let repository = ledger
         .repositories
         .get(name)
-        .ok_or_else(|| Rejected::NotFound { kind: "repository".into(), name: name.to_string() })?
+        .ok_or_else(|| Rejected::NotFound {
+            kind: "repository".into(),
+            name: name.to_string(),
+        })?
         .spec
         .clone();
     // One run per command, because ids are sequences: the caller asks again until nothing moves.
@@ -52,7 +55,9 @@ pub(super) fn observe(
         let before = before.map(|state| state.commit.clone());
         (before.as_ref() != Some(&commit)).then_some((branch, commit, before))
     });
-    let Some((branch, commit, before)) = moved else { return Ok(Answer::Unchanged) };
+    let Some((branch, commit, before)) = moved else {
+        return Ok(Answer::Unchanged);
+    };
     let submit = SubmitRun {
         team: repository.team,
         repository: Some(name.clone()),
@@ -68,7 +73,11 @@ pub(super) fn observe(
         inputs: BTreeMap::new(),
     };
     let run = run::start(ledger, cx, "farm", submit, effects);
-    let state = RefState { commit, seen_at: cx.now, run: Some(run) };
+    let state = RefState {
+        commit,
+        seen_at: cx.now,
+        run: Some(run),
+    };
     ledger.refs.insert((name.clone(), branch), state);
     Ok(Answer::Run(run))
 }
@@ -81,7 +90,10 @@ pub(super) fn fire(
     due: Timestamp,
     effects: &mut Vec<Effect>,
 ) -> Result<Answer, Rejected> {
-    let not_found = || Rejected::NotFound { kind: "calendar".into(), name: key.1.to_string() };
+    let not_found = || Rejected::NotFound {
+        kind: "calendar".into(),
+        name: key.1.to_string(),
+    };
     let cron = ledger.crons.get_mut(&key).ok_or_else(not_found)?;
     if due <= cron.fired {
         return Ok(Answer::Unchanged);

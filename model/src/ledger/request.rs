@@ -26,7 +26,10 @@ pub struct RequestKey {
 impl RequestKey {
     pub(super) fn of(request: &Request) -> Option<RequestKey> {
         let id = request.request_id.clone()?;
-        Some(RequestKey { principal: request.principal.name.clone(), id })
+        Some(RequestKey {
+            principal: request.principal.name.clone(),
+            id,
+        })
     }
 }
 
@@ -46,7 +49,10 @@ impl Ledger {
     pub(super) fn remembered(&self, request: &Request) -> Option<Result<Answer, Rejected>> {
         let key = RequestKey::of(request)?;
         let Some(before) = self.requests.get(&key) else {
-            let own = self.requests.iter().filter(|(k, _)| k.principal == key.principal);
+            let own = self
+                .requests
+                .iter()
+                .filter(|(k, _)| k.principal == key.principal);
             // Counting is cheap while few requests are remembered, which is the normal case.
             if self.requests.len() >= REQUESTS_MAX && own.count() >= REQUESTS_MAX {
                 return Some(Err(Rejected::Exhausted(format!(
@@ -77,12 +83,21 @@ impl Ledger {
             return;
         }
         self.request_ages.insert((cx.now, key.clone()), ());
-        self.requests.insert(key, Remembered { at: cx.now, kind, result: result.clone() });
+        self.requests.insert(
+            key,
+            Remembered {
+                at: cx.now,
+                kind,
+                result: result.clone(),
+            },
+        );
     }
 
     pub(super) fn forget_old_requests(&mut self, now: Timestamp) {
         for _ in 0..FORGET_MAX {
-            let Some(((at, key), ())) = self.request_ages.get_min().cloned() else { return };
+            let Some(((at, key), ())) = self.request_ages.get_min().cloned() else {
+                return;
+            };
             if now.since(at) < REQUEST_MEMORY {
                 return;
             }
@@ -93,7 +108,10 @@ impl Ledger {
 
     /// Rebuilds what is derived, after the last [`Ledger::load`].
     pub fn finish_loading(&mut self) {
-        self.request_ages =
-            self.requests.iter().map(|(key, kept)| ((kept.at, key.clone()), ())).collect();
+        self.request_ages = self
+            .requests
+            .iter()
+            .map(|(key, kept)| ((kept.at, key.clone()), ()))
+            .collect();
     }
 }

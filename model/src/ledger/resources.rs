@@ -103,17 +103,24 @@ pub(super) fn apply(
     let farm_wide = matches!(resource, Resource::Team(_));
     ledger.allow(who, Verb::Manage, (!farm_wide).then(|| resource.team()))?;
     if !farm_wide && !ledger.teams.contains(resource.team()) {
-        return Err(Rejected::NotFound { kind: "team".into(), name: resource.team().to_string() });
+        return Err(Rejected::NotFound {
+            kind: "team".into(),
+            name: resource.team().to_string(),
+        });
     }
     let name = format!("{} `{}`", resource.kind().as_str(), resource.name());
     let moved = |actual: u64| match expected {
-        Some(expected) if expected != actual => {
-            Err(Rejected::Moved { name: name.clone(), expected, actual })
-        }
+        Some(expected) if expected != actual => Err(Rejected::Moved {
+            name: name.clone(),
+            expected,
+            actual,
+        }),
         _ => Ok(()),
     };
     let foreign = |owner: &TeamName| {
-        Err(Rejected::Forbidden(format!("{name} belongs to team `{owner}`")))
+        Err(Rejected::Forbidden(format!(
+            "{name} belongs to team `{owner}`"
+        )))
     };
     effects.push(Effect::ResourcesChanged);
     match resource {
@@ -124,7 +131,9 @@ pub(super) fn apply(
                 return Ok(Answer::Unchanged);
             }
             let revision = before.map_or(0, |before| before.revision) + 1;
-            ledger.teams.insert(spec.name.clone(), TeamRecord { spec, revision });
+            ledger
+                .teams
+                .insert(spec.name.clone(), TeamRecord { spec, revision });
             Ok(Answer::Revision(revision))
         }
         Resource::Repository(spec) => {
@@ -139,7 +148,9 @@ pub(super) fn apply(
                 }
             }
             let revision = before.map_or(0, |before| before.revision) + 1;
-            ledger.repositories.insert(spec.name.clone(), RepositoryRecord { spec, revision });
+            ledger
+                .repositories
+                .insert(spec.name.clone(), RepositoryRecord { spec, revision });
             Ok(Answer::Revision(revision))
         }
         Resource::Fleet(spec) => apply_fleet(ledger, cx, spec, &moved, &foreign, effects),
@@ -215,13 +226,18 @@ pub(super) fn delete(
     name: &str,
     effects: &mut Vec<Effect>,
 ) -> Result<Answer, Rejected> {
-    let not_found =
-        || Rejected::NotFound { kind: kind.as_str().to_lowercase(), name: name.to_owned() };
+    let not_found = || Rejected::NotFound {
+        kind: kind.as_str().to_lowercase(),
+        name: name.to_owned(),
+    };
     match kind {
         ResourceKind::Team => {
             ledger.allow(who, Verb::Manage, None)?;
             let team = TeamName::new(name).map_err(|_| not_found())?;
-            let used = ledger.fleets.iter().any(|(_, fleet)| fleet.spec.team == team)
+            let used = ledger
+                .fleets
+                .iter()
+                .any(|(_, fleet)| fleet.spec.team == team)
                 || ledger.repositories.iter().any(|(_, r)| r.spec.team == team)
                 || ledger.runs.iter().any(|(_, run)| run.team == team);
             if used {
@@ -233,10 +249,21 @@ pub(super) fn delete(
         }
         ResourceKind::Repository => {
             let key = name.parse().map_err(|_| not_found())?;
-            let team = ledger.repositories.get(&key).ok_or_else(not_found)?.spec.team.clone();
+            let team = ledger
+                .repositories
+                .get(&key)
+                .ok_or_else(not_found)?
+                .spec
+                .team
+                .clone();
             ledger.allow(who, Verb::Manage, Some(&team))?;
             ledger.repositories.remove(&key);
-            let refs: Vec<_> = ledger.refs.keys().filter(|(r, _)| *r == key).cloned().collect();
+            let refs: Vec<_> = ledger
+                .refs
+                .keys()
+                .filter(|(r, _)| *r == key)
+                .cloned()
+                .collect();
             for branch in refs {
                 ledger.refs.remove(&branch);
             }
@@ -267,11 +294,18 @@ pub(super) fn set_secret(
 ) -> Result<Answer, Rejected> {
     ledger.allow(who, Verb::Manage, Some(&team))?;
     if !ledger.teams.contains(&team) {
-        return Err(Rejected::NotFound { kind: "team".into(), name: team.to_string() });
+        return Err(Rejected::NotFound {
+            kind: "team".into(),
+            name: team.to_string(),
+        });
     }
     let key = (team, name);
     let version = ledger.secrets.get(&key).map_or(0, |before| before.version) + 1;
-    let record = SecretRecord { version, set_at: cx.now, set_by: who.name.clone() };
+    let record = SecretRecord {
+        version,
+        set_at: cx.now,
+        set_by: who.name.clone(),
+    };
     ledger.secrets.insert(key, record);
     Ok(Answer::Revision(version))
 }

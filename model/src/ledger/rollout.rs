@@ -16,7 +16,9 @@ use std::num::NonZeroU32;
 
 use serde::{Deserialize, Serialize};
 
-use super::{lease, run, Answer, BeginBatch, Context, Effect, FleetRecord, Ledger, Rejected, Target};
+use super::{
+    Answer, BeginBatch, Context, Effect, FleetRecord, Ledger, Rejected, Target, lease, run,
+};
 use crate::codec;
 use crate::fleet::{GateOutcome, GateReading, VersionRef};
 use crate::ids::{RolloutId, RunId, Seq, TaskId};
@@ -125,9 +127,12 @@ impl Rollout {
 
     /// The batch that is out or soaks.
     pub fn open_batch(&self) -> Option<&Batch> {
-        self.batches
-            .last()
-            .filter(|batch| matches!(batch.phase, BatchPhase::Running | BatchPhase::Soaking { .. }))
+        self.batches.last().filter(|batch| {
+            matches!(
+                batch.phase,
+                BatchPhase::Running | BatchPhase::Soaking { .. }
+            )
+        })
     }
 }
 
@@ -206,7 +211,10 @@ pub(super) fn request(
     wanted: RolloutRequest,
     effects: &mut Vec<Effect>,
 ) -> Result<Option<RolloutId>, Rejected> {
-    let not_found = || Rejected::NotFound { kind: "fleet".into(), name: name.to_string() };
+    let not_found = || Rejected::NotFound {
+        kind: "fleet".into(),
+        name: name.to_string(),
+    };
     let fleet = ledger.fleets.get(name).ok_or_else(not_found)?;
     if fleet.barred.contains(&wanted.version) {
         return Err(Rejected::Forbidden(format!(
@@ -246,9 +254,15 @@ fn begin(
     effects: &mut Vec<Effect>,
 ) -> RolloutId {
     let id = RolloutId(cx.seq);
-    let fleet = ledger.fleets.get_mut(name).expect("the caller found the fleet");
+    let fleet = ledger
+        .fleets
+        .get_mut(name)
+        .expect("the caller found the fleet");
     fleet.generation += 1;
-    fleet.target = Some(Target { version: wanted.version.clone(), run: wanted.run });
+    fleet.target = Some(Target {
+        version: wanted.version.clone(),
+        run: wanted.run,
+    });
     fleet.active = Some(id);
     fleet.strategy = wanted.strategy.clone();
     fleet.changed = cx.seq;
@@ -293,18 +307,31 @@ pub(super) fn begin_by_hand(
     version: Option<VersionRef>,
     effects: &mut Vec<Effect>,
 ) -> Result<Answer, Rejected> {
-    let not_found = || Rejected::NotFound { kind: "fleet".into(), name: name.to_string() };
+    let not_found = || Rejected::NotFound {
+        kind: "fleet".into(),
+        name: name.to_string(),
+    };
     let fleet = ledger.fleets.get(name).ok_or_else(not_found)?;
     ledger.allow(who, Verb::Rollout, Some(&fleet.spec.team))?;
-    let version = version.or_else(|| fleet.previous_good.clone()).ok_or_else(|| {
-        Rejected::WrongState(format!("fleet `{name}` has no earlier good version to go back to"))
-    })?;
-    let known = ledger.versions.get(&version).ok_or_else(|| Rejected::NotFound {
-        kind: "image version".into(),
-        name: version.to_string(),
-    })?;
+    let version = version
+        .or_else(|| fleet.previous_good.clone())
+        .ok_or_else(|| {
+            Rejected::WrongState(format!(
+                "fleet `{name}` has no earlier good version to go back to"
+            ))
+        })?;
+    let known = ledger
+        .versions
+        .get(&version)
+        .ok_or_else(|| Rejected::NotFound {
+            kind: "image version".into(),
+            name: version.to_string(),
+        })?;
     if known.team != fleet.spec.team {
-        return Err(Rejected::Forbidden(format!("{version} belongs to team `{}`", known.team)));
+        return Err(Rejected::Forbidden(format!(
+            "{version} belongs to team `{}`",
+            known.team
+        )));
     }
     if fleet.active.is_some() {
         return Err(Rejected::WrongState(format!(
@@ -330,7 +357,10 @@ pub(super) fn begin_batch(
     effects: &mut Vec<Effect>,
 ) -> Result<Answer, Rejected> {
     let name = begin.fleet.clone();
-    let not_found = || Rejected::NotFound { kind: "fleet".into(), name: name.to_string() };
+    let not_found = || Rejected::NotFound {
+        kind: "fleet".into(),
+        name: name.to_string(),
+    };
     let fleet = ledger.fleets.get(&name).ok_or_else(not_found)?;
     if fleet.generation != begin.generation {
         return Err(Rejected::WrongState(format!(
@@ -341,7 +371,10 @@ pub(super) fn begin_batch(
     check_instances(ledger, fleet, &begin)?;
     check_budget(ledger, fleet, &begin)?;
     let team = fleet.spec.team.clone();
-    let task = TaskId { seq: cx.seq, ordinal: 0 };
+    let task = TaskId {
+        seq: cx.seq,
+        ordinal: 0,
+    };
     let (owner, batch, priority) = match begin.rollout {
         Some(id) => {
             let place = open_batch(ledger, cx, id, &begin, task)?;
@@ -350,7 +383,11 @@ pub(super) fn begin_batch(
                 .get(&id)
                 .is_some_and(|rollout| rollout.phase == RolloutPhase::RollingBack);
             effects.push(Effect::RolloutChanged(id));
-            let priority = if rolling_back { ROLLBACK_PRIORITY } else { BATCH_PRIORITY };
+            let priority = if rolling_back {
+                ROLLBACK_PRIORITY
+            } else {
+                BATCH_PRIORITY
+            };
             (TaskOwner::Rollout(id), Some(place), priority)
         }
         None => {
@@ -398,10 +435,15 @@ fn check_instances(
     let busy = in_flight(ledger, fleet);
     for instance in &begin.instances {
         if !known.contains(instance) {
-            return Err(Rejected::NotFound { kind: "instance".into(), name: instance.to_string() });
+            return Err(Rejected::NotFound {
+                kind: "instance".into(),
+                name: instance.to_string(),
+            });
         }
         if busy.contains(instance) {
-            return Err(Rejected::WrongState(format!("instance `{instance}` is in a batch already")));
+            return Err(Rejected::WrongState(format!(
+                "instance `{instance}` is in a batch already"
+            )));
         }
     }
     Ok(())
@@ -417,22 +459,32 @@ fn in_flight(ledger: &Ledger, fleet: &FleetRecord) -> BTreeSet<InstanceName> {
         .filter(|batch| batch.phase == BatchPhase::Running)
         .map(|batch| batch.instances.clone())
         .unwrap_or_default();
-    let repairs = fleet.repairs.iter().filter_map(|task| match &ledger.tasks.get(task)?.kind {
-        TaskKind::Batch(order) => Some(order.instances.clone()),
-        _ => None,
-    });
+    let repairs = fleet
+        .repairs
+        .iter()
+        .filter_map(|task| match &ledger.tasks.get(task)?.kind {
+            TaskKind::Batch(order) => Some(order.instances.clone()),
+            _ => None,
+        });
     batch.into_iter().chain(repairs.flatten()).collect()
 }
 
 /// One budget for all who take instances out of service.
 fn check_budget(ledger: &Ledger, fleet: &FleetRecord, begin: &BeginBatch) -> Result<(), Rejected> {
     let Some(total) = NonZeroU32::new(fleet.total()) else {
-        return Err(Rejected::WrongState(format!("fleet `{}` has no instances", begin.fleet)));
+        return Err(Rejected::WrongState(format!(
+            "fleet `{}` has no instances",
+            begin.fleet
+        )));
     };
     let limit = fleet.strategy.max_unavailable.of(total);
     let mut out: BTreeSet<InstanceName> = begin.unavailable.iter().cloned().collect();
     // What is out of service already costs nothing; it is replaced first.
-    let taken = begin.instances.iter().filter(|instance| !out.contains(*instance)).count();
+    let taken = begin
+        .instances
+        .iter()
+        .filter(|instance| !out.contains(*instance))
+        .count();
     out.extend(in_flight(ledger, fleet));
     out.extend(begin.instances.iter().cloned());
     let count = u32::try_from(out.len()).unwrap_or(u32::MAX);
@@ -473,16 +525,25 @@ fn open_batch(
     begin: &BeginBatch,
     task: TaskId,
 ) -> Result<u32, Rejected> {
-    let not_found = || Rejected::NotFound { kind: "open rollout".into(), name: id.to_string() };
+    let not_found = || Rejected::NotFound {
+        kind: "open rollout".into(),
+        name: id.to_string(),
+    };
     let rollout = ledger.rollouts.get_mut(&id).ok_or_else(not_found)?;
     if rollout.open_batch().is_some() {
-        return Err(Rejected::WrongState(format!("rollout {id} has an open batch")));
+        return Err(Rejected::WrongState(format!(
+            "rollout {id} has an open batch"
+        )));
     }
     let BatchAction::Deploy(version) = &begin.action else {
-        return Err(Rejected::WrongState("a rollout's batch brings a version".into()));
+        return Err(Rejected::WrongState(
+            "a rollout's batch brings a version".into(),
+        ));
     };
     if rollout.wanted() != Some(version) {
-        return Err(Rejected::Forbidden(format!("rollout {id} does not bring {version} now")));
+        return Err(Rejected::Forbidden(format!(
+            "rollout {id} does not bring {version} now"
+        )));
     }
     let kind = match rollout.phase {
         RolloutPhase::Planned => {
@@ -492,7 +553,9 @@ fn open_batch(
         RolloutPhase::Rolling => BatchKind::Rolling,
         RolloutPhase::RollingBack => BatchKind::Rollback,
         phase => {
-            return Err(Rejected::WrongState(format!("rollout {id} is {phase:?}").to_lowercase()));
+            return Err(Rejected::WrongState(
+                format!("rollout {id} is {phase:?}").to_lowercase(),
+            ));
         }
     };
     rollout.batches.push(Batch {
@@ -518,22 +581,39 @@ pub(super) fn batch_done(
     effects: &mut Vec<Effect>,
 ) {
     let Output::Batch(output) = output else {
-        batch_failed(ledger, cx, id, task, "the batch brought a foreign result".into(), effects);
+        batch_failed(
+            ledger,
+            cx,
+            id,
+            task,
+            "the batch brought a foreign result".into(),
+            effects,
+        );
         return;
     };
-    let Some(rollout) = ledger.rollouts.get_mut(&id) else { return };
+    let Some(rollout) = ledger.rollouts.get_mut(&id) else {
+        return;
+    };
     for instance in &output.instances {
         // The first batch that touched it knows what it ran before.
-        rollout.before.entry(instance.name.clone()).or_insert_with(|| instance.before.clone());
+        rollout
+            .before
+            .entry(instance.name.clone())
+            .or_insert_with(|| instance.before.clone());
     }
-    let shut = output.readings.iter().find(|reading| reading.outcome == GateOutcome::Shut);
+    let shut = output
+        .readings
+        .iter()
+        .find(|reading| reading.outcome == GateOutcome::Shut);
     let bad = output.instances.iter().find(|instance| !instance.good);
     let failure = match (shut, bad) {
         (Some(shut), _) => Some(format!("gate shut: {}", shut.measured)),
         (None, Some(bad)) => Some(format!("instance {}: {}", bad.name, bad.note)),
         (None, None) => None,
     };
-    let Some(batch) = rollout.batches.iter_mut().find(|batch| batch.task == task) else { return };
+    let Some(batch) = rollout.batches.iter_mut().find(|batch| batch.task == task) else {
+        return;
+    };
     batch.readings = output.readings;
     if let Some(reason) = failure {
         batch_failed(ledger, cx, id, task, reason, effects);
@@ -558,14 +638,24 @@ pub(super) fn batch_failed(
     reason: String,
     effects: &mut Vec<Effect>,
 ) {
-    let Some(rollout) = ledger.rollouts.get_mut(&id) else { return };
-    let Some(batch) = rollout.batches.iter_mut().find(|batch| batch.task == task) else { return };
-    batch.phase = BatchPhase::Failed { reason: reason.clone() };
+    let Some(rollout) = ledger.rollouts.get_mut(&id) else {
+        return;
+    };
+    let Some(batch) = rollout.batches.iter_mut().find(|batch| batch.task == task) else {
+        return;
+    };
+    batch.phase = BatchPhase::Failed {
+        reason: reason.clone(),
+    };
     rollout.changed = cx.seq;
     match rollout.phase {
         // Going back failed too: what is left is named.
         RolloutPhase::RollingBack => {
-            let debt = batch.instances.iter().map(|name| format!("{name}: {reason}")).collect();
+            let debt = batch
+                .instances
+                .iter()
+                .map(|name| format!("{name}: {reason}"))
+                .collect();
             finish(ledger, cx, id, RolloutPhase::Failed, debt, effects);
         }
         _ => fail(ledger, cx, id, reason, effects),
@@ -580,7 +670,10 @@ fn fail(
     reason: String,
     effects: &mut Vec<Effect>,
 ) {
-    let rollout = ledger.rollouts.get_mut(&id).expect("the caller holds an open rollout");
+    let rollout = ledger
+        .rollouts
+        .get_mut(&id)
+        .expect("the caller holds an open rollout");
     if rollout.on_failure == OnFailure::Pause {
         // Canary | Rolling => Paused
         rollout.phase = RolloutPhase::Paused;
@@ -599,7 +692,10 @@ fn roll_back(
     reason: String,
     effects: &mut Vec<Effect>,
 ) {
-    let rollout = ledger.rollouts.get_mut(&id).expect("the caller holds an open rollout");
+    let rollout = ledger
+        .rollouts
+        .get_mut(&id)
+        .expect("the caller holds an open rollout");
     rollout.reason = Some(reason.clone());
     rollout.changed = cx.seq;
     let open = rollout.open_batch().map(|batch| batch.task);
@@ -608,10 +704,20 @@ fn roll_back(
     {
         batch.phase = BatchPhase::Failed { reason };
     }
-    let (to, from, name) = (rollout.to.clone(), rollout.from.clone(), rollout.fleet.clone());
-    let touched: Vec<InstanceName> =
-        rollout.batches.iter().flat_map(|batch| batch.instances.clone()).collect();
-    let fleet = ledger.fleets.get_mut(&name).expect("a rollout's fleet is not removed");
+    let (to, from, name) = (
+        rollout.to.clone(),
+        rollout.from.clone(),
+        rollout.fleet.clone(),
+    );
+    let touched: Vec<InstanceName> = rollout
+        .batches
+        .iter()
+        .flat_map(|batch| batch.instances.clone())
+        .collect();
+    let fleet = ledger
+        .fleets
+        .get_mut(&name)
+        .expect("a rollout's fleet is not removed");
     fleet.barred.insert(to.clone());
     // The worker that still carries out the batch works for an old generation now.
     fleet.generation += 1;
@@ -623,11 +729,17 @@ fn roll_back(
         lease::abandon(ledger, cx, task, "the rollout goes back", effects);
     }
     if from.is_none() {
-        let debt = touched.iter().map(|name| format!("{name} was given {to}")).collect();
+        let debt = touched
+            .iter()
+            .map(|name| format!("{name} was given {to}"))
+            .collect();
         finish(ledger, cx, id, RolloutPhase::Failed, debt, effects);
         return;
     }
-    let rollout = ledger.rollouts.get_mut(&id).expect("the caller holds an open rollout");
+    let rollout = ledger
+        .rollouts
+        .get_mut(&id)
+        .expect("the caller holds an open rollout");
     rollout.phase = RolloutPhase::RollingBack;
     rollout.generation = generation;
     changed(ledger, id, effects);
@@ -643,20 +755,40 @@ pub(super) fn judge(
     verdict: Verdict,
     effects: &mut Vec<Effect>,
 ) -> Result<Answer, Rejected> {
-    let not_found = || Rejected::NotFound { kind: "open rollout".into(), name: id.to_string() };
+    let not_found = || Rejected::NotFound {
+        kind: "open rollout".into(),
+        name: id.to_string(),
+    };
     let rollout = ledger.rollouts.get_mut(&id).ok_or_else(not_found)?;
     let soak = rollout.strategy.soak.duration();
-    let Some(batch) = rollout.batches.get_mut(usize::try_from(place).unwrap_or(usize::MAX)) else {
-        return Err(Rejected::NotFound { kind: "batch".into(), name: place.to_string() });
+    let Some(batch) = rollout
+        .batches
+        .get_mut(usize::try_from(place).unwrap_or(usize::MAX))
+    else {
+        return Err(Rejected::NotFound {
+            kind: "batch".into(),
+            name: place.to_string(),
+        });
     };
     let BatchPhase::Soaking { since } = batch.phase else {
-        return Err(Rejected::WrongState(format!("batch {place} of rollout {id} does not soak")));
+        return Err(Rejected::WrongState(format!(
+            "batch {place} of rollout {id} does not soak"
+        )));
     };
     if verdict.open && cx.now.since(since) < soak {
-        return Err(Rejected::WrongState(format!("batch {place} of rollout {id} still soaks")));
+        return Err(Rejected::WrongState(format!(
+            "batch {place} of rollout {id} still soaks"
+        )));
     }
-    if verdict.open && verdict.readings.iter().any(|r| r.outcome != GateOutcome::Open) {
-        return Err(Rejected::Forbidden(format!("a gate of rollout {id} is not open")));
+    if verdict.open
+        && verdict
+            .readings
+            .iter()
+            .any(|r| r.outcome != GateOutcome::Open)
+    {
+        return Err(Rejected::Forbidden(format!(
+            "a gate of rollout {id} is not open"
+        )));
     }
     batch.readings = verdict.readings;
     rollout.changed = cx.seq;
@@ -666,7 +798,9 @@ pub(super) fn judge(
         rollout.phase = RolloutPhase::Rolling;
         changed(ledger, id, effects);
     } else {
-        batch.phase = BatchPhase::Failed { reason: verdict.reason.clone() };
+        batch.phase = BatchPhase::Failed {
+            reason: verdict.reason.clone(),
+        };
         fail(ledger, cx, id, verdict.reason, effects);
     }
     Ok(Answer::Done)
@@ -680,10 +814,15 @@ pub(super) fn conclude(
     debt: Vec<String>,
     effects: &mut Vec<Effect>,
 ) -> Result<Answer, Rejected> {
-    let not_found = || Rejected::NotFound { kind: "open rollout".into(), name: id.to_string() };
+    let not_found = || Rejected::NotFound {
+        kind: "open rollout".into(),
+        name: id.to_string(),
+    };
     let rollout = ledger.rollouts.get(&id).ok_or_else(not_found)?;
     if rollout.open_batch().is_some() {
-        return Err(Rejected::WrongState(format!("rollout {id} has an open batch")));
+        return Err(Rejected::WrongState(format!(
+            "rollout {id} has an open batch"
+        )));
     }
     let phase = match rollout.phase {
         _ if !debt.is_empty() => RolloutPhase::Failed,
@@ -691,7 +830,9 @@ pub(super) fn conclude(
         RolloutPhase::Planned | RolloutPhase::Rolling => RolloutPhase::Succeeded,
         RolloutPhase::RollingBack => RolloutPhase::RolledBack,
         phase => {
-            return Err(Rejected::WrongState(format!("rollout {id} is {phase:?}").to_lowercase()));
+            return Err(Rejected::WrongState(
+                format!("rollout {id} is {phase:?}").to_lowercase(),
+            ));
         }
     };
     finish(ledger, cx, id, phase, debt, effects);
@@ -707,13 +848,22 @@ pub(super) fn abort(
     reason: String,
     effects: &mut Vec<Effect>,
 ) -> Result<Answer, Rejected> {
-    let not_found = || Rejected::NotFound { kind: "open rollout".into(), name: id.to_string() };
+    let not_found = || Rejected::NotFound {
+        kind: "open rollout".into(),
+        name: id.to_string(),
+    };
     let rollout = ledger.rollouts.get(&id).ok_or_else(not_found)?;
     ledger.allow(who, Verb::Rollout, Some(&rollout.team))?;
     if rollout.phase == RolloutPhase::RollingBack {
         return Ok(Answer::Unchanged);
     }
-    roll_back(ledger, cx, id, format!("aborted by {}: {reason}", who.name), effects);
+    roll_back(
+        ledger,
+        cx,
+        id,
+        format!("aborted by {}: {reason}", who.name),
+        effects,
+    );
     Ok(Answer::Done)
 }
 
@@ -726,7 +876,10 @@ fn finish(
     debt: Vec<String>,
     effects: &mut Vec<Effect>,
 ) {
-    let rollout = ledger.rollouts.get_mut(&id).expect("the caller holds an open rollout");
+    let rollout = ledger
+        .rollouts
+        .get_mut(&id)
+        .expect("the caller holds an open rollout");
     rollout.phase = phase;
     rollout.ended_at = Some(cx.now);
     rollout.debt = debt;
@@ -748,14 +901,25 @@ fn finish(
             Ok(())
         }
         RolloutPhase::RolledBack => {
-            let back = rollout.from.as_ref().map(ToString::to_string).unwrap_or_default();
-            Err(format!("fleet `{}` went back to {back}: {why}", rollout.fleet))
+            let back = rollout
+                .from
+                .as_ref()
+                .map(ToString::to_string)
+                .unwrap_or_default();
+            Err(format!(
+                "fleet `{}` went back to {back}: {why}",
+                rollout.fleet
+            ))
         }
         _ => Err(format!(
             "rollout of {} on fleet `{}` failed: {why}; left: {}",
             rollout.to,
             rollout.fleet,
-            if rollout.debt.is_empty() { "nothing".into() } else { rollout.debt.join(", ") }
+            if rollout.debt.is_empty() {
+                "nothing".into()
+            } else {
+                rollout.debt.join(", ")
+            }
         )),
     };
     let (run, name) = (rollout.run, rollout.fleet.clone());

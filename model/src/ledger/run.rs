@@ -10,8 +10,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    image, lease, rollout, Answer, Context, CronState, Effect, Ledger, Rejected, RolloutRequest,
-    SubmitRun,
+    Answer, Context, CronState, Effect, Ledger, Rejected, RolloutRequest, SubmitRun, image, lease,
+    rollout,
 };
 use crate::bake::BakedImage;
 use crate::codec;
@@ -126,10 +126,15 @@ pub(super) fn submit(
 ) -> Result<Answer, Rejected> {
     ledger.allow(who, Verb::Run, Some(&submit.team))?;
     if !ledger.teams.contains(&submit.team) {
-        return Err(Rejected::NotFound { kind: "team".into(), name: submit.team.to_string() });
+        return Err(Rejected::NotFound {
+            kind: "team".into(),
+            name: submit.team.to_string(),
+        });
     }
-    let open = ledger.runs.iter().filter(|(_, run)| run.team == submit.team);
-    if ledger.runs.len() >= OPEN_RUNS_MAX && open.count() >= OPEN_RUNS_MAX {
+    let own = |run: &Run| run.team == submit.team;
+    if ledger.runs.len() >= OPEN_RUNS_MAX
+        && ledger.runs.iter().filter(|(_, run)| own(run)).count() >= OPEN_RUNS_MAX
+    {
         return Err(Rejected::Exhausted(format!(
             "team `{}` has {OPEN_RUNS_MAX} open runs: wait until some have ended",
             submit.team
@@ -186,8 +191,14 @@ fn add_task(
     steps: Vec<Step>,
     effects: &mut Vec<Effect>,
 ) {
-    let id = TaskId { seq: cx.seq, ordinal };
-    let record = ledger.runs.get_mut(&run).expect("the caller holds an open run");
+    let id = TaskId {
+        seq: cx.seq,
+        ordinal,
+    };
+    let record = ledger
+        .runs
+        .get_mut(&run)
+        .expect("the caller holds an open run");
     record.tasks.push(id);
     record.changed = cx.seq;
     let team = record.team.clone();
@@ -217,7 +228,9 @@ pub(super) fn advance(
     output: Output,
     effects: &mut Vec<Effect>,
 ) {
-    let Some(run) = ledger.runs.get_mut(&id) else { return };
+    let Some(run) = ledger.runs.get_mut(&id) else {
+        return;
+    };
     run.changed = cx.seq;
     effects.push(Effect::RunChanged(id));
     let kind = ledger.tasks.get(&task).map(|task| task.kind.clone());
@@ -229,7 +242,11 @@ pub(super) fn advance(
             let run = ledger.runs.get_mut(&id).expect("found above");
             run.baked = Some(image);
             // Baking => Testing | Publishing
-            if run.pipeline.as_ref().is_some_and(|pipeline| !pipeline.test.is_empty()) {
+            if run
+                .pipeline
+                .as_ref()
+                .is_some_and(|pipeline| !pipeline.test.is_empty())
+            {
                 run.phase = RunPhase::Testing;
                 add_task(ledger, cx, id, 0, TaskKind::Test, Vec::new(), effects);
             } else {
@@ -280,7 +297,10 @@ fn source_done(
         }
     }
     let steps = bake_steps(&pipeline);
-    let run = ledger.runs.get_mut(&id).expect("the caller holds an open run");
+    let run = ledger
+        .runs
+        .get_mut(&id)
+        .expect("the caller holds an open run");
     run.tree = Some(source.tree);
     run.subject = source.subject;
     run.author = source.author;
@@ -292,19 +312,24 @@ fn source_done(
     }
     remember_calendar(ledger, cx, id, effects);
     // Source => Baking
-    let run = ledger.runs.get_mut(&id).expect("the caller holds an open run");
+    let run = ledger
+        .runs
+        .get_mut(&id)
+        .expect("the caller holds an open run");
     run.phase = RunPhase::Baking;
     add_task(ledger, cx, id, 0, TaskKind::Bake, steps, effects);
 }
 
 /// The base, then one step for each of the pipeline's.
 fn bake_steps(pipeline: &Pipeline) -> Vec<Step> {
-    let base = Step { title: format!("base {}", pipeline.bake.from), phase: StepPhase::Pending };
-    let own = pipeline
-        .bake
-        .steps
-        .iter()
-        .map(|step| Step { title: step.title(), phase: StepPhase::Pending });
+    let base = Step {
+        title: format!("base {}", pipeline.bake.from),
+        phase: StepPhase::Pending,
+    };
+    let own = pipeline.bake.steps.iter().map(|step| Step {
+        title: step.title(),
+        phase: StepPhase::Pending,
+    });
     std::iter::once(base).chain(own).collect()
 }
 
@@ -340,20 +365,41 @@ fn remember_calendar(ledger: &mut Ledger, cx: &Context, id: RunId, effects: &mut
         inputs: BTreeMap::new(),
     };
     let fired = ledger.crons.get(&key).map_or(cx.now, |before| before.fired);
-    ledger.crons.insert(key, CronState { crons, submit, fired });
+    ledger.crons.insert(
+        key,
+        CronState {
+            crons,
+            submit,
+            fired,
+        },
+    );
     effects.push(Effect::ResourcesChanged);
 }
 
 fn start_publishing(ledger: &mut Ledger, cx: &Context, id: RunId, effects: &mut Vec<Effect>) {
-    let run = ledger.runs.get_mut(&id).expect("the caller holds an open run");
+    let run = ledger
+        .runs
+        .get_mut(&id)
+        .expect("the caller holds an open run");
     run.phase = RunPhase::Publishing;
-    let pipeline = run.pipeline.as_ref().expect("a run that publishes has a pipeline");
+    let pipeline = run
+        .pipeline
+        .as_ref()
+        .expect("a run that publishes has a pipeline");
     let mut regions: Vec<_> = pipeline.publish.regions.iter().cloned().map(Some).collect();
     if regions.is_empty() {
         regions.push(None);
     }
     for (region, ordinal) in regions.into_iter().zip(0..) {
-        add_task(ledger, cx, id, ordinal, TaskKind::Publish(region), Vec::new(), effects);
+        add_task(
+            ledger,
+            cx,
+            id,
+            ordinal,
+            TaskKind::Publish(region),
+            Vec::new(),
+            effects,
+        );
     }
 }
 
@@ -370,7 +416,10 @@ fn published(ledger: &mut Ledger, cx: &Context, id: RunId, effects: &mut Vec<Eff
         return;
     }
     let run = run.clone();
-    let image = run.baked.clone().expect("a run that publishes has an image");
+    let image = run
+        .baked
+        .clone()
+        .expect("a run that publishes has an image");
     let version = match image::publish(ledger, cx, &run, image) {
         Ok(version) => version,
         Err(rejected) => {
@@ -379,12 +428,26 @@ fn published(ledger: &mut Ledger, cx: &Context, id: RunId, effects: &mut Vec<Eff
             return;
         }
     };
-    let rollouts = run.pipeline.map(|pipeline| pipeline.rollout).unwrap_or_default();
-    let record = ledger.runs.get_mut(&id).expect("the caller holds an open run");
+    let rollouts = run
+        .pipeline
+        .map(|pipeline| pipeline.rollout)
+        .unwrap_or_default();
+    let record = ledger
+        .runs
+        .get_mut(&id)
+        .expect("the caller holds an open run");
     record.version = Some(version.clone());
     if rollouts.is_empty() {
         let reason = format!("published {version}");
-        conclude(ledger, cx, id, Ending::Succeeded, reason, Vec::new(), effects);
+        conclude(
+            ledger,
+            cx,
+            id,
+            Ending::Succeeded,
+            reason,
+            Vec::new(),
+            effects,
+        );
         return;
     }
     // Publishing => RollingOut
@@ -413,7 +476,9 @@ pub(super) fn rollout_ended(
     result: &Result<(), String>,
     effects: &mut Vec<Effect>,
 ) {
-    let Some(run) = ledger.runs.get_mut(&id) else { return };
+    let Some(run) = ledger.runs.get_mut(&id) else {
+        return;
+    };
     run.fleets_open = run.fleets_open.saturating_sub(1);
     run.changed = cx.seq;
     if let Err(reason) = result {
@@ -427,8 +492,15 @@ pub(super) fn rollout_ended(
     let (ending, reason) = match failures.next() {
         Some(first) => (Ending::Failed, first),
         None => {
-            let version = run.version.as_ref().map(ToString::to_string).unwrap_or_default();
-            (Ending::Succeeded, format!("{version} runs everywhere it should"))
+            let version = run
+                .version
+                .as_ref()
+                .map(ToString::to_string)
+                .unwrap_or_default();
+            (
+                Ending::Succeeded,
+                format!("{version} runs everywhere it should"),
+            )
         }
     };
     conclude(ledger, cx, id, ending, reason, failures.collect(), effects);
@@ -444,7 +516,9 @@ pub(super) fn conclude(
     details: Vec<String>,
     effects: &mut Vec<Effect>,
 ) {
-    let Some(run) = ledger.runs.get(&id) else { return };
+    let Some(run) = ledger.runs.get(&id) else {
+        return;
+    };
     for task in run.tasks.clone() {
         lease::abandon(ledger, cx, task, "the run ended", effects);
     }
@@ -473,7 +547,10 @@ pub(super) fn cancel(
     reason: String,
     effects: &mut Vec<Effect>,
 ) -> Result<Answer, Rejected> {
-    let not_found = || Rejected::NotFound { kind: "open run".into(), name: id.to_string() };
+    let not_found = || Rejected::NotFound {
+        kind: "open run".into(),
+        name: id.to_string(),
+    };
     let run = ledger.runs.get(&id).ok_or_else(not_found)?;
     ledger.allow(who, Verb::Run, Some(&run.team))?;
     if run.phase == RunPhase::RollingOut {
@@ -482,6 +559,14 @@ pub(super) fn cancel(
         )));
     }
     let reason = format!("cancelled by {}: {reason}", who.name);
-    conclude(ledger, cx, id, Ending::Cancelled, reason, Vec::new(), effects);
+    conclude(
+        ledger,
+        cx,
+        id,
+        Ending::Cancelled,
+        reason,
+        Vec::new(),
+        effects,
+    );
     Ok(Answer::Done)
 }

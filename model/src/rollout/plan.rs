@@ -2,7 +2,9 @@
 
 use std::num::NonZeroU32;
 
-use crate::fleet::{GateOutcome, GateReading, InstanceState, InstanceView, Observation, VersionRef};
+use crate::fleet::{
+    GateOutcome, GateReading, InstanceState, InstanceView, Observation, VersionRef,
+};
 use crate::ids::RolloutId;
 use crate::ledger::{BatchPhase, BeginBatch, FleetRecord, Rollout, RolloutPhase};
 use crate::names::InstanceName;
@@ -86,7 +88,10 @@ pub fn plan(situation: &Situation<'_>) -> Decision {
 }
 
 fn wait(reason: impl Into<String>) -> Decision {
-    Decision::Wait { reason: reason.into(), until: None }
+    Decision::Wait {
+        reason: reason.into(),
+        until: None,
+    }
 }
 
 fn plan_rollout(situation: &Situation<'_>, rollout: &Rollout) -> Decision {
@@ -103,13 +108,20 @@ fn plan_rollout(situation: &Situation<'_>, rollout: &Rollout) -> Decision {
         return wait("there is no version to go back to");
     };
     let names: Vec<InstanceName> = instance_names(&situation.fleet.spec).collect();
-    let mut behind: Vec<&InstanceName> =
-        names.iter().filter(|name| !settled(situation.seen, name, wanted)).collect();
+    let mut behind: Vec<&InstanceName> = names
+        .iter()
+        .filter(|name| !settled(situation.seen, name, wanted))
+        .collect();
     if behind.is_empty() {
         return Decision::Conclude(rollout.id);
     }
     // What does not serve is replaced first: it costs nothing.
-    behind.sort_by_key(|name| situation.seen.instance(name).is_some_and(InstanceView::available));
+    behind.sort_by_key(|name| {
+        situation
+            .seen
+            .instance(name)
+            .is_some_and(InstanceView::available)
+    });
     let Some(total) = NonZeroU32::new(u32::try_from(names.len()).unwrap_or(u32::MAX)) else {
         return Decision::Conclude(rollout.id);
     };
@@ -141,7 +153,9 @@ fn choose(
     budget: u32,
 ) -> Vec<InstanceName> {
     let out = unavailable(&situation.fleet.spec, situation.seen);
-    let mut free = usize::try_from(budget).unwrap_or(usize::MAX).saturating_sub(out.len());
+    let mut free = usize::try_from(budget)
+        .unwrap_or(usize::MAX)
+        .saturating_sub(out.len());
     let mut chosen = Vec::new();
     for name in behind {
         if chosen.len() >= usize::try_from(size).unwrap_or(usize::MAX) {
@@ -168,9 +182,16 @@ fn settled(seen: &Observation, name: &InstanceName, wanted: &VersionRef) -> bool
 
 fn judge(situation: &Situation<'_>, rollout: &Rollout, since: Timestamp) -> Decision {
     let place = u32::try_from(rollout.batches.len() - 1).unwrap_or(u32::MAX);
-    let batch = rollout.batches.last().expect("an open batch is the last one");
+    let batch = rollout
+        .batches
+        .last()
+        .expect("an open batch is the last one");
     let fresh = situation.seen.probed == Some((rollout.id, place));
-    let readings = if fresh { situation.seen.readings.clone() } else { Vec::new() };
+    let readings = if fresh {
+        situation.seen.readings.clone()
+    } else {
+        Vec::new()
+    };
     let verdict = |open: bool, reason: String| Decision::Judge {
         rollout: rollout.id,
         batch: place,
@@ -178,14 +199,20 @@ fn judge(situation: &Situation<'_>, rollout: &Rollout, since: Timestamp) -> Deci
         reason,
         readings: readings.clone(),
     };
-    if let Some(shut) = readings.iter().find(|reading| reading.outcome == GateOutcome::Shut) {
+    if let Some(shut) = readings
+        .iter()
+        .find(|reading| reading.outcome == GateOutcome::Shut)
+    {
         return verdict(false, format!("gate shut: {}", shut.measured));
     }
     for name in &batch.instances {
         match situation.seen.instance(name) {
             None => return verdict(false, format!("instance {name} is gone")),
             Some(seen) if seen.version.as_ref() != Some(&batch.version) => {
-                return verdict(false, format!("instance {name} no longer runs {}", batch.version));
+                return verdict(
+                    false,
+                    format!("instance {name} no longer runs {}", batch.version),
+                );
             }
             Some(seen) if matches!(seen.state, InstanceState::Stopped | InstanceState::Failed) => {
                 return verdict(false, format!("instance {name} stopped: {}", seen.note));
@@ -198,7 +225,10 @@ fn judge(situation: &Situation<'_>, rollout: &Rollout, since: Timestamp) -> Deci
     }
     let end = since + rollout.strategy.soak.duration();
     if situation.now < end {
-        return Decision::Wait { reason: format!("soaks until {end}"), until: Some(end) };
+        return Decision::Wait {
+            reason: format!("soaks until {end}"),
+            until: Some(end),
+        };
     }
     match unread(rollout, batch.instances.len(), &readings) {
         Some(reason) => wait(reason),
@@ -226,7 +256,9 @@ fn unread(rollout: &Rollout, instances: usize, readings: &[GateReading]) -> Opti
 /// Without a rollout: what is missing or stopped is brought back as it was.
 fn plan_repair(situation: &Situation<'_>) -> Decision {
     let fleet = situation.fleet;
-    let Some(good) = &fleet.good else { return Decision::Rest };
+    let Some(good) = &fleet.good else {
+        return Decision::Rest;
+    };
     let lost = |name: &InstanceName| match situation.seen.instance(name) {
         None => Some(BatchAction::Deploy(good.clone())),
         Some(seen) if matches!(seen.state, InstanceState::Stopped | InstanceState::Failed) => {
@@ -241,9 +273,14 @@ fn plan_repair(situation: &Situation<'_>) -> Decision {
         .filter(|name| !situation.in_repair.contains(name))
         .filter_map(|name| lost(&name).map(|action| (name, action)))
         .collect();
-    let Some((_, action)) = broken.first().cloned() else { return Decision::Rest };
-    let instances =
-        broken.into_iter().filter(|(_, other)| *other == action).map(|(name, _)| name).collect();
+    let Some((_, action)) = broken.first().cloned() else {
+        return Decision::Rest;
+    };
+    let instances = broken
+        .into_iter()
+        .filter(|(_, other)| *other == action)
+        .map(|(name, _)| name)
+        .collect();
     Decision::Begin(BeginBatch {
         fleet: fleet.spec.name.clone(),
         generation: fleet.generation,
