@@ -6,6 +6,7 @@
 pub mod bake;
 pub mod codec;
 pub mod digest;
+pub mod document;
 pub mod fleet;
 pub mod ids;
 pub mod ledger;

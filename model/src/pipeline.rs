@@ -1,10 +1,26 @@
 //! The pipeline: how a commit becomes an image and the image becomes a fleet.
 //!
-//! [`definition`] holds the validated types that the ledger stores and the
-//! workers obey. A pipeline that exists as these types has been checked.
+//! ```text
+//! oast.yaml --parse--> Pipeline (checked) --resolve(inputs)--> Pipeline of one run
+//!                          |                                     |
+//!                          +-- what the ledger stores            +-- what workers obey
+//! ```
+//!
+//! - [`definition`]: the checked types.
+//! - [`check`]: from a file's text to them, or to every problem at once.
+//! - [`file`]: the file's own types, from which editors get a JSON Schema, and printing.
+//! - [`inputs`]: `${{ inputs.x }}`.
+//! - [`cron`]: when a calendar next comes true.
+//! - [`rules`]: what single texts must look like; globs.
 //!
 //! Nothing here reads a clock, a disk or a network.
 
+pub mod check;
+pub mod cron;
 pub mod definition;
+pub mod inputs;
+pub mod rules;
 
+pub use check::parse;
 pub use definition::*;
+pub use inputs::resolve;

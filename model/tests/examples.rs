@@ -1,0 +1,31 @@
+//! What stands in `examples/` must be right: people start from it.
+
+use std::path::Path;
+
+fn example(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../examples")
+        .join(name);
+    std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+#[test]
+fn the_web_pipeline_is_right() {
+    let checked = oast_model::pipeline::parse("oast.yaml", &example("web/oast.yaml"));
+    assert_eq!(checked.problems, []);
+    let pipeline = checked.value.expect("a pipeline without problems");
+    let copied = pipeline
+        .bake
+        .steps
+        .iter()
+        .filter_map(|step| match &step.action {
+            oast_model::pipeline::Action::Copy(copy) => Some(copy.from.clone()),
+            _ => None,
+        });
+    for from in copied {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("../examples/web")
+            .join(&from);
+        assert!(path.exists(), "{from} is copied and must be there");
+    }
+}
