@@ -1,1 +1,57 @@
-fn main() {}
+//! `cargo xtask`: the repository's own checks and its test run.
+//!
+//! - `check`: what CI demands of the text: format, clippy, tidy, dependencies.
+//! - `test`: the README's test command: prepares the machine, runs every suite, counts.
+//! - `needs`: only the machine's preparation of `test`.
+//! - `tidy`: the rules of this code base that no other tool knows (see `tidy.rs`).
+//!
+//! Light on purpose: it is compiled before anything else can be checked.
+
+#![allow(
+    clippy::disallowed_macros,
+    reason = "this program's output is its purpose"
+)]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "it runs before and outside the daemons' plumbing"
+)]
+
+use std::process::ExitCode;
+
+mod check;
+mod command;
+mod test;
+mod tidy;
+mod workspace;
+
+const USAGE: &str = "usage: cargo xtask COMMAND
+
+  check            format, clippy, tidy and dependency rules
+  test [SUITE..]   every test suite, or the named ones; --list names them
+  needs            only install what the suites need
+  tidy             only the repository's own rules
+
+CI=true makes everything that would be skipped an error.";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = args.iter().map(String::as_str).collect();
+    let done = workspace::Workspace::find().and_then(|workspace| match words.as_slice() {
+        ["check"] => check::run(&workspace),
+        ["test", suites @ ..] => test::run(&workspace, suites),
+        ["needs"] => test::needs(&workspace),
+        ["tidy"] => tidy::run(&workspace),
+        _ => {
+            eprintln!("{USAGE}");
+            Ok(false)
+        }
+    });
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
