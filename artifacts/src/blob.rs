@@ -75,14 +75,35 @@ impl ArtifactStore {
         let count = usize::try_from(len.div_ceil(CHUNK_BYTES as u64)).expect("64-bit host");
         let wanted = chunks_with_data(&data_extents(&file).map_err(read)?, count);
 
+        self.put_chunks(len, &wanted, &|start, buffer| {
+            file.read_exact_at(buffer, start).map_err(read)
+        })
+    }
+
+    /// Stores `len` bytes that `fill(offset, buffer)` yields in any order and from several threads, durably.
+    pub fn put_filled(
+        &self,
+        len: u64,
+        fill: &(dyn Fn(u64, &mut [u8]) -> Result<(), StoreError> + Sync),
+    ) -> Result<Stored, StoreError> {
+        let count = usize::try_from(len.div_ceil(CHUNK_BYTES as u64)).expect("64-bit host");
+        self.put_chunks(len, &(0..count).collect::<Vec<_>>(), fill)
+    }
+
+    fn put_chunks(
+        &self,
+        len: u64,
+        wanted: &[usize],
+        fill: &(dyn Fn(u64, &mut [u8]) -> Result<(), StoreError> + Sync),
+    ) -> Result<Stored, StoreError> {
+        let count = usize::try_from(len.div_ceil(CHUNK_BYTES as u64)).expect("64-bit host");
         let batch = Batch::new(self);
         let chunks = Mutex::new(vec![None; count]);
-        for_each_chunk(&wanted, |index, buffer| {
+        for_each_chunk(wanted, |index, buffer| {
             let start = index as u64 * CHUNK_BYTES as u64;
             let size =
                 usize::try_from((len - start).min(CHUNK_BYTES as u64)).expect("at most 1 MiB");
-            file.read_exact_at(&mut buffer[..size], start)
-                .map_err(read)?;
+            fill(start, &mut buffer[..size])?;
             if let Some(digest) = add(&batch, &buffer[..size])? {
                 chunks.lock().expect("no code panics with it")[index] = Some(digest);
             }

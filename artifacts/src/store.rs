@@ -74,7 +74,7 @@ pub enum StoreError {
 
 impl StoreError {
     /// Sorts an I/O error by what a person can do about it.
-    pub(crate) fn io(action: &'static str, path: impl Into<Utf8PathBuf>, err: io::Error) -> Self {
+    pub fn io(action: &'static str, path: impl Into<Utf8PathBuf>, err: io::Error) -> Self {
         let path = path.into();
         match err.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::NoSpace { path },

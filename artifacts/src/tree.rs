@@ -567,7 +567,7 @@ impl Packer<'_, '_> {
             self.waiting
                 .push((path, executable, offset, bytes.len() as u64, digest));
             self.pack.extend_from_slice(&bytes);
-            if digest.as_bytes()[0] % PACK_END_ONE_IN == 0 {
+            if digest.as_bytes()[0].is_multiple_of(PACK_END_ONE_IN) {
                 self.end_pack()?;
             }
             return Ok(());

@@ -4,3 +4,4 @@
 //! `image`, namespaces in `sandbox`; nothing here talks to the coordinator.
 
 pub mod base;
+pub mod layer;
