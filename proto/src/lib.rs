@@ -18,6 +18,17 @@ pub mod localcloud {
     }
 }
 
+/// The public API.
+pub mod v1 {
+    #![allow(
+        missing_debug_implementations,
+        clippy::all,
+        unused_qualifications,
+        reason = "generated"
+    )]
+    tonic::include_proto!("oast.v1");
+}
+
 /// Spoken between members.
 pub mod peer {
     /// First version.
