@@ -39,7 +39,7 @@ fn main() -> ExitCode {
     let done = workspace::Workspace::find().and_then(|workspace| match words.as_slice() {
         ["check"] => check::run(&workspace),
         ["test", suites @ ..] => test::run(&workspace, suites),
-        ["needs"] => test::needs(&workspace),
+        ["needs"] => test::needs(),
         ["tidy"] => tidy::run(&workspace),
         _ => {
             eprintln!("{USAGE}");

@@ -24,6 +24,7 @@ mod quickstart;
 mod suites;
 
 use counts::Counts;
+use needs::Need;
 use suites::Suite;
 
 /// One line of the final table.
@@ -45,7 +46,11 @@ pub fn run(workspace: &Workspace, wanted: &[&str]) -> Result<bool> {
     }
     let selected = select(all, wanted)?;
     let began = Instant::now();
-    let missing = needs::provide(&selected)?;
+    let needed: Vec<&'static Need> = selected
+        .iter()
+        .flat_map(|suite| suite.needs.iter().copied())
+        .collect();
+    let missing = needs::provide(&needed)?;
     if in_ci() && !missing.is_empty() {
         bail!(
             "CI skips nothing, but this is missing: {}",
@@ -71,8 +76,8 @@ pub fn run(workspace: &Workspace, wanted: &[&str]) -> Result<bool> {
 }
 
 /// Only prepares the machine; true when nothing is missing.
-pub fn needs(workspace: &Workspace) -> Result<bool> {
-    Ok(needs::provide(&suites::all(workspace))?.is_empty())
+pub fn needs() -> Result<bool> {
+    Ok(needs::provide(needs::ALL)?.is_empty())
 }
 
 fn select(all: Vec<Suite>, wanted: &[&str]) -> Result<Vec<Suite>> {

@@ -6,7 +6,6 @@ use std::path::Path;
 use anyhow::Result;
 
 use super::apt::Apt;
-use super::suites::Suite;
 use crate::command::found;
 
 /// Something that must be there before a suite can run in full.
@@ -60,10 +59,13 @@ impl Need {
     }
 }
 
+/// Everything that some suite needs.
+pub const ALL: &[&Need] = &[&GIT, &UIDMAP, &E2FSPROGS, &QEMU_IMG, &QEMU, &OVMF];
+
 /// Installs what is missing where that is allowed; returns what is missing still.
-pub fn provide(suites: &[Suite]) -> Result<Vec<String>> {
-    let needs = suites.iter().flat_map(|suite| suite.needs.iter().copied());
-    let needs: BTreeMap<&str, &Need> = needs.map(|need| (need.package, need)).collect();
+pub fn provide(needed: &[&'static Need]) -> Result<Vec<String>> {
+    let needs: BTreeMap<&str, &'static Need> =
+        needed.iter().map(|need| (need.package, *need)).collect();
     let absent = |needs: &BTreeMap<&str, &'static Need>| -> Vec<&'static Need> {
         needs
             .values()
