@@ -117,7 +117,6 @@ impl Part {
 }
 
 /// The four pages, to be merged into the process's router.
-#[must_use]
 pub fn routes(metrics: Metrics, health: Health) -> Router {
     let pages = Router::new()
         .route("/livez", get(live))

@@ -81,7 +81,7 @@ impl ManualClock {
     /// Woken tasks run when the caller next awaits.
     pub fn advance(&self, d: Duration) {
         let mut hands = self.hands();
-        hands.wall = hands.wall + d;
+        hands.wall += d;
         hands.monotonic = hands.monotonic.saturating_add(d);
         let now = hands.monotonic;
         let later = hands.sleepers.split_off(&(now, u64::MAX));

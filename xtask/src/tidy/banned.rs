@@ -147,9 +147,9 @@ fn contains_word(line: &str, pattern: &str) -> bool {
     let begins_word = pattern.chars().next().is_some_and(is_word);
     let ends_word = pattern.chars().last().is_some_and(is_word);
     line.match_indices(pattern).any(|(at, _)| {
-        let before = line[..at].chars().last();
-        let after = line[at + pattern.len()..].chars().next();
-        !(begins_word && before.is_some_and(is_word)) && !(ends_word && after.is_some_and(is_word))
+        let goes_on_before = begins_word && line[..at].ends_with(is_word);
+        let goes_on_after = ends_word && line[at + pattern.len()..].starts_with(is_word);
+        !goes_on_before && !goes_on_after
     })
 }
 

@@ -112,7 +112,7 @@ fn broken(page: &Text, target: &str, texts: &[Text], paths: &[PathBuf]) -> Optio
     let (file, anchor) = target.split_once('#').unwrap_or((target, ""));
     let path = match file {
         "" => page.path.clone(),
-        _ => normal(&page.path.parent().unwrap_or(Path::new("")).join(file)),
+        _ => normal(&page.path.with_file_name(file)),
     };
     let is_folder =
         path.as_os_str().is_empty() || paths.iter().any(|known| known.starts_with(&path));

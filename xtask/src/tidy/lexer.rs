@@ -98,11 +98,10 @@ fn literal(text: &str) -> Option<usize> {
 /// Tells a character literal from a lifetime.
 fn is_char(text: &str) -> bool {
     let mut chars = text.chars().skip(1);
-    match (chars.next(), chars.next()) {
-        (Some('\\'), _) => true,
-        (Some(_), Some('\'')) => true,
-        _ => false,
-    }
+    matches!(
+        (chars.next(), chars.next()),
+        (Some('\\'), _) | (Some(_), Some('\''))
+    )
 }
 
 /// Length up to and including the closing quote.
