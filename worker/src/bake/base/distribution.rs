@@ -21,7 +21,7 @@ pub struct Distribution {
     pub packages: &'static [&'static str],
     /// The kernel's package on each architecture, by the machine's Debian architecture name.
     pub kernels: &'static [(&'static str, &'static str)],
-    /// Directories of `/` that are links into `/usr`, on every architecture.
+    /// Directories of `/` that are links into `/usr`.
     pub merged: &'static [&'static str],
 }
 
@@ -58,7 +58,7 @@ const PACKAGES_JAMMY: &[&str] = &[
     "udev",
 ];
 
-const MERGED: &[&str] = &["bin", "sbin", "lib"];
+const MERGED: &[&str] = &["bin", "sbin", "lib", "lib64"];
 
 const DEBIAN_KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 const UBUNTU_KEYRING: &str = "/usr/share/keyrings/ubuntu-archive-keyring.gpg";

@@ -109,7 +109,7 @@ impl FetchError {
 }
 
 /// A file that a signed index names.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Wanted {
     pub url: String,
     /// Lower-case hexadecimal SHA-256.
@@ -477,7 +477,15 @@ impl Fetcher {
             return Ok(false);
         }
         // The age decides what is thrown out first when the store is too big.
-        let _ = file.set_modified(std::time::SystemTime::now());
+        let now = rustix::fs::Timespec {
+            tv_sec: 0,
+            tv_nsec: rustix::fs::UTIME_NOW,
+        };
+        let times = rustix::fs::Timestamps {
+            last_access: now,
+            last_modification: now,
+        };
+        let _ = rustix::fs::futimens(&file, &times);
         Ok(true)
     }
 
