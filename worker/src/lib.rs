@@ -2,3 +2,4 @@
 
 pub mod bake;
 pub mod local_cloud;
+pub mod provider;

@@ -60,6 +60,21 @@ pub struct Counts {
     pub broken: u64,
 }
 
+impl Counts {
+    /// What was counted after `before`; a balancer that began anew counts from zero.
+    #[must_use]
+    pub fn since(&self, before: &Counts) -> Counts {
+        let more = |now: u64, before: u64| if now >= before { now - before } else { now };
+        Counts {
+            accepted: more(self.accepted, before.accepted),
+            refused: more(self.refused, before.refused),
+            redialled: more(self.redialled, before.redialled),
+            cut: more(self.cut, before.cut),
+            broken: more(self.broken, before.broken),
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 struct Counters {
     accepted: AtomicU64,

@@ -22,7 +22,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use oast_daemon::clock::SharedClock;
-use oast_daemon::task::{TaskKind, Tasks};
+use oast_daemon::task::Tasks;
 
 use super::driver::{Identity, Report};
 use super::health::Verdict;
@@ -748,11 +748,3 @@ fn etag(what: &str, current: Etag, if_match: &str) -> Result<(), CloudError> {
         current,
     })
 }
-
-/// Starts the owner as a task of the process.
-pub fn spawn(cloud: Cloud, tasks: &Tasks) {
-    tasks.spawn("local cloud", TaskKind::SERVICE, cloud.run());
-}
-
-#[cfg(test)]
-mod tests;
