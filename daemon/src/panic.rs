@@ -44,3 +44,40 @@ fn abort_after_grace() {
         std::process::abort();
     });
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::Command;
+
+    /// Set in the child that is to panic.
+    const CHILD: &str = "OAST_TEST_PANIC_CHILD";
+
+    #[test]
+    fn a_panic_in_any_thread_is_told_with_its_place_and_aborts_the_process() {
+        if std::env::var_os(CHILD).is_some() {
+            super::abort_on_panic();
+            // The join would turn the panic into an ordinary error, if the hook let it.
+            let thread = std::thread::Builder::new().name("applier".to_owned());
+            let ended = thread
+                .spawn(|| panic!("log index {} is missing", 7))
+                .map(|t| t.join());
+            unreachable!("the process has aborted: {ended:?}");
+        }
+        let own = std::env::current_exe().expect("the path of this test");
+        let name =
+            "panic::tests::a_panic_in_any_thread_is_told_with_its_place_and_aborts_the_process";
+        let out = Command::new(own)
+            .args(["--exact", name, "--nocapture"])
+            .env(CHILD, "1")
+            .output()
+            .expect("this test can be started again");
+        let text = String::from_utf8_lossy(&out.stderr);
+        assert_eq!(out.status.signal(), Some(6), "{text}");
+        assert!(
+            text.contains("oast: bug: thread applier panicked at daemon/src/panic.rs:"),
+            "{text}"
+        );
+        assert!(text.contains("log index 7 is missing"), "{text}");
+    }
+}

@@ -131,6 +131,39 @@ async fn one_port_serves_pages_and_counts_them() {
 }
 
 #[tokio::test]
+async fn the_same_port_speaks_http_2_and_counts_grpc_apart() {
+    let with = serving();
+    let port = Port::bind(LOOPBACK).expect("a free port");
+    let address = port.address();
+    let router = Router::new().route("/oast.v1.Runs/Get", get(|| async { "frame" }));
+    port.serve(router, &with).expect("serving");
+
+    let stream = TcpStream::connect(address).await.expect("the port answers");
+    let handshake =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
+    let (mut client, connection) = handshake.await.expect("prior knowledge is accepted");
+    let driver = with.tasks.spawn("client", TaskKind::REQUEST, connection);
+    let request = Request::get(format!("http://{address}/oast.v1.Runs/Get"))
+        .header(CONTENT_TYPE, "application/grpc")
+        .body(axum::body::Body::empty())
+        .expect("a valid request");
+    let answer = client.send_request(request).await.expect("an answer");
+    assert_eq!(answer.status(), 200);
+    assert_eq!(answer.version(), axum::http::Version::HTTP_2);
+    let text = with.metrics.render();
+    assert!(
+        text.contains("oast_http_requests_total{code=\"2xx\",kind=\"grpc\"} 1\n"),
+        "{text}"
+    );
+
+    // Shutdown says GOAWAY, so the client's side of the connection ends without an error.
+    drop(answer);
+    with.tasks.cancelled().cancel();
+    assert_eq!(driver.join().await, crate::task::Outcome::Done);
+    assert_eq!(with.tasks.finish(Duration::from_secs(5)).await, Ok(()));
+}
+
+#[tokio::test]
 async fn shutdown_lets_an_open_request_finish_and_closes_the_port() {
     let with = serving();
     let (begun, go) = (Arc::new(Notify::new()), Arc::new(Notify::new()));

@@ -92,17 +92,45 @@ pub fn run(who: Who, workspace: &Workspace, log: &Path) -> Result<Row> {
         .args(["quickstart", "--exit"])
         .current_dir(&stage.folder);
     let ended = process::run(&mut command, log, LIMIT)?;
-    let counts = if ended.succeeded {
-        Counts::PASSED
-    } else {
-        Counts::FAILED
-    };
+    let left = leftovers(&stage.folder);
+    for what in &left {
+        println!("test: left behind: {what}");
+    }
+    if ended.succeeded {
+        print_end(&ended.output);
+    }
+    let good = ended.succeeded && left.is_empty();
+    let counts = if good { Counts::PASSED } else { Counts::FAILED };
     Ok(Row {
         name,
         seconds: ended.seconds,
         counts,
         note: String::new(),
     })
+}
+
+/// Processes and mounts that outlived the story: its promise is that there are none.
+fn leftovers(folder: &Path) -> Vec<String> {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let here = folder.to_string_lossy();
+    let mounts = mounts.lines().filter(|line| line.contains(&*here));
+    let mut left: Vec<String> = mounts.map(|line| format!("mount {line}")).collect();
+    for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let program = std::fs::read_link(entry.path().join("exe")).unwrap_or_default();
+        if program.starts_with(folder) {
+            left.push(format!("process {}", entry.file_name().display()));
+        }
+    }
+    left
+}
+
+/// The story ends with its table of measurements, which belongs into CI's output.
+fn print_end(output: &str) {
+    const LINES: usize = 40;
+    let lines: Vec<&str> = output.lines().collect();
+    for line in &lines[lines.len().saturating_sub(LINES)..] {
+        println!("    {line}");
+    }
 }
 
 fn sudo() -> bool {
