@@ -132,13 +132,15 @@ pub fn scan(texts: &[Text]) -> Vec<Problem> {
     problems
 }
 
-/// Files that are only compiled for tests, or that only speak to cargo.
+/// Files that are only compiled for tests, shown as examples, or only speak to cargo.
 fn is_test(file: &Text) -> bool {
     let path = &file.path;
     if path.file_name().is_some_and(|name| name == "build.rs") {
         return true;
     }
-    let in_tests = path.components().any(|part| part.as_os_str() == "tests");
+    let in_tests = path
+        .components()
+        .any(|part| part.as_os_str() == "tests" || part.as_os_str() == "examples");
     in_tests || path.file_stem().is_some_and(|stem| stem == "tests")
 }
 
