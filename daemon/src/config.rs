@@ -4,7 +4,7 @@
 //! Every configuration struct follows the same habits:
 //!
 //! - `#[serde(deny_unknown_fields, default)]`, so that a typing error is an error;
-//! - durations and sizes as [`Span`] and [`Size`] (`"30s"`, `"4GiB"`), never bare integers;
+//! - durations and sizes as [`TimeSpan`] and [`ByteSize`] (`"30s"`, `"4GiB"`), never bare integers;
 //! - each field's documentation says meaning, unit, default and limits;
 //! - limits live in a struct called `Limits`, and [`Validate`] also checks relations between
 //!   fields, reporting every problem at once.
@@ -14,12 +14,9 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+pub use oast_model::units::{ByteSize, TimeSpan};
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
-
-mod units;
-
-pub use units::{Size, Span, UnitError};
 
 /// Where environment variables come from: the process, or a test's map.
 pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;

@@ -34,7 +34,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::clock::{SharedClock, timeout};
-use crate::config::{Problems, Span, Validate};
+use crate::config::{Problems, TimeSpan, Validate};
 use crate::metrics::{Counter, Counters, Gauge, Histograms, Metric, Metrics};
 use crate::task::{TaskHandle, TaskKind, Tasks};
 
@@ -54,14 +54,14 @@ pub struct Limits {
     /// Largest header block of a request in bytes. Default 16384, at least 8192.
     pub max_header_bytes: u32,
     /// Time an HTTP/1 client may take for a request's head. Default 10s.
-    pub header_timeout: Span,
+    pub header_timeout: TimeSpan,
     /// Time between HTTP/2 pings on a connection. Default 20s.
-    pub keepalive_interval: Span,
+    pub keepalive_interval: TimeSpan,
     /// Time a ping may stay unanswered before the connection is dropped. Default 10s, shorter
     /// than `keepalive_interval`.
-    pub keepalive_timeout: Span,
+    pub keepalive_timeout: TimeSpan,
     /// Time open requests may take after shutdown began. Default 5s.
-    pub drain: Span,
+    pub drain: TimeSpan,
 }
 
 impl Default for Limits {
@@ -70,10 +70,10 @@ impl Default for Limits {
             max_connections: 1024,
             max_streams: 256,
             max_header_bytes: 16 * 1024,
-            header_timeout: Span::secs(10),
-            keepalive_interval: Span::secs(20),
-            keepalive_timeout: Span::secs(10),
-            drain: Span::secs(5),
+            header_timeout: TimeSpan::from_secs(10),
+            keepalive_interval: TimeSpan::from_secs(20),
+            keepalive_timeout: TimeSpan::from_secs(10),
+            drain: TimeSpan::from_secs(5),
         }
     }
 }
@@ -318,7 +318,7 @@ impl Connection {
             () = shutdown.cancelled() => {
                 // GOAWAY and `connection: close`; streams that are open may end by themselves.
                 serving.as_mut().graceful_shutdown();
-                match timeout(&*clock, limits.drain.0, serving.as_mut()).await {
+                match timeout(&*clock, limits.drain.duration(), serving.as_mut()).await {
                     Ok(ended) => ended,
                     Err(_) => Ok(()),
                 }
@@ -352,13 +352,13 @@ fn builder(limits: &Limits) -> auto::Builder<TokioExecutor> {
     builder
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(limits.header_timeout.0)
+        .header_read_timeout(limits.header_timeout.duration())
         .max_buf_size(usize::try_from(limits.max_header_bytes).unwrap_or(usize::MAX));
     builder
         .http2()
         .timer(TokioTimer::new())
-        .keep_alive_interval(limits.keepalive_interval.0)
-        .keep_alive_timeout(limits.keepalive_timeout.0)
+        .keep_alive_interval(limits.keepalive_interval.duration())
+        .keep_alive_timeout(limits.keepalive_timeout.duration())
         .max_concurrent_streams(limits.max_streams)
         .max_header_list_size(limits.max_header_bytes);
     builder

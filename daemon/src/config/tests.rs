@@ -7,9 +7,9 @@ use super::*;
 #[derive(Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Demo {
-    lease_ttl: Span,
-    heartbeat: Span,
-    cache: Size,
+    lease_ttl: TimeSpan,
+    heartbeat: TimeSpan,
+    cache: ByteSize,
     slots: u32,
     log: Inner,
 }
@@ -23,9 +23,9 @@ struct Inner {
 impl Default for Demo {
     fn default() -> Self {
         Demo {
-            lease_ttl: Span::secs(30),
-            heartbeat: Span::secs(5),
-            cache: Size::mib(64),
+            lease_ttl: TimeSpan::from_secs(30),
+            heartbeat: TimeSpan::from_secs(5),
+            cache: ByteSize::from_bytes(64 << 20),
             slots: 2,
             log: Inner::default(),
         }
@@ -67,8 +67,8 @@ fn read(text: &str, env: &[(&str, &str)]) -> Result<Demo, String> {
 fn the_file_is_read_and_the_environment_wins() {
     let text = "lease_ttl = \"1m\"\ncache = \"4GiB\"\nslots = 3\n[log]\nfilter = \"info\"\n";
     let demo = read(text, &[("OAST_SLOTS", "7"), ("OAST_LOG", "debug")]).expect("valid");
-    assert_eq!(demo.lease_ttl.0, Duration::from_secs(60));
-    assert_eq!((demo.cache.0, demo.slots), (4 << 30, 7));
+    assert_eq!(demo.lease_ttl.duration(), Duration::from_secs(60));
+    assert_eq!((demo.cache.bytes(), demo.slots), (4 << 30, 7));
     assert_eq!(demo.log.filter, "debug");
 }
 
@@ -108,7 +108,7 @@ fn a_bare_integer_is_not_a_duration() {
     );
     let error = read("lease_ttl = \"30 secs\"", &[]).expect_err("a bad unit");
     assert!(
-        error.contains("write a whole number and a unit, e.g. 250ms"),
+        error.contains("a number with a unit, such as 30s"),
         "{error}"
     );
 }
@@ -145,27 +145,4 @@ fn a_missing_file_is_named() {
         error.to_string(),
         "cannot read configuration file /nonexistent/worker.toml"
     );
-}
-
-#[test]
-fn units_print_as_the_largest_that_fits_and_read_back() {
-    for text in ["250ms", "30s", "90s", "5m", "2h", "7d", "0ms"] {
-        assert_eq!(text.parse::<Span>().expect("a duration").to_string(), text);
-    }
-    for text in ["512B", "64KiB", "1025KiB", "30GiB", "0B"] {
-        assert_eq!(text.parse::<Size>().expect("a size").to_string(), text);
-    }
-    for text in [
-        "",
-        "s",
-        "1",
-        "1.5s",
-        "-1s",
-        "1 s",
-        "99999999999999999999s",
-        "400000000000000d",
-    ] {
-        assert!(text.parse::<Span>().is_err(), "{text}");
-    }
-    assert!("4GB".parse::<Size>().is_err());
 }

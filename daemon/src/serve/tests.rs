@@ -16,7 +16,7 @@ fn serving() -> Serving {
     let clock = SystemClock::shared();
     Serving {
         limits: Limits {
-            drain: Span::millis(200),
+            drain: TimeSpan::from_millis(200),
             ..Limits::default()
         },
         clock: clock.clone(),
@@ -76,7 +76,7 @@ fn limits_must_make_sense_together() {
     Limits::default().validate(&mut problems);
     assert_eq!(format!("{problems:?}"), "Problems([])");
     let bad = Limits {
-        keepalive_timeout: Span::secs(20),
+        keepalive_timeout: TimeSpan::from_secs(20),
         max_streams: 0,
         ..Limits::default()
     };
