@@ -8,6 +8,7 @@ pub mod clock;
 pub mod config;
 pub mod exit;
 pub mod health;
+pub mod isolate;
 pub mod lock;
 pub mod metrics;
 pub mod panic;

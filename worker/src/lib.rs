@@ -3,3 +3,4 @@
 pub mod bake;
 pub mod local_cloud;
 pub mod provider;
+pub mod sandbox;
