@@ -15,6 +15,7 @@ pub mod pipeline;
 pub mod principal;
 pub mod resource;
 pub mod rollout;
+pub mod schedule;
 pub mod table;
 pub mod task;
 pub mod time;

@@ -7,6 +7,7 @@
 //! The digest of a set of records is the sum of their hashes, so that it can be kept
 //! up to date record by record and does not depend on the order of changes.
 
+use std::borrow::Borrow;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -74,7 +75,10 @@ where
     }
 
     /// The record under `key`.
-    pub fn get(&self, key: &K) -> Option<&V> {
+    pub fn get<Q: Ord + ?Sized>(&self, key: &Q) -> Option<&V>
+    where
+        K: Borrow<Q>,
+    {
         self.rows.get(key).map(|row| &*row.value)
     }
 
@@ -114,7 +118,10 @@ where
     }
 
     /// Whether there is a record under `key`.
-    pub fn contains(&self, key: &K) -> bool {
+    pub fn contains<Q: Ord + ?Sized>(&self, key: &Q) -> bool
+    where
+        K: Borrow<Q>,
+    {
         self.rows.contains_key(key)
     }
 
