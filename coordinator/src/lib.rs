@@ -1,1 +1,4 @@
-//! Placeholder while the crate is laid out.
+//! The coordinator: replicated decisions and the interfaces to them.
+
+pub mod consensus;
+pub mod store;

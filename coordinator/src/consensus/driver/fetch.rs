@@ -1,0 +1,201 @@
+//! Work with files that must not hold up the driver: making a snapshot, fetching one, history.
+//!
+//! All of it may fail without harm; the replica asks again.
+
+use std::fs::OpenOptions;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::consensus::chain;
+use crate::consensus::machine::{Machine, View};
+use crate::consensus::open;
+use crate::consensus::replica::{Prepared, SnapshotJob};
+use crate::consensus::roster::Letterhead;
+use crate::consensus::transport::{FetchError, Transport};
+use crate::store::disk;
+use crate::store::snapshot::{Shelf, SnapshotFile, SnapshotHeader, SnapshotOffer};
+use crate::store::state::{HistoryGap, StateRoot, StateStore};
+
+/// Attempts to go on with an interrupted transfer before the offer is given up; it comes again.
+const MAX_ATTEMPTS: u32 = 5;
+/// History asked for at once, in bytes.
+const HISTORY_BYTES: usize = 1 << 20;
+
+/// `None` when it failed.
+pub(super) type Fetched<M, S> = Option<Prepared<M, S>>;
+
+pub(super) struct Fetcher<R> {
+    pub(super) transport: Arc<dyn Transport>,
+    pub(super) letter: Letterhead,
+    pub(super) root: Arc<R>,
+    pub(super) shelf: Shelf,
+    pub(super) incoming: PathBuf,
+    pub(super) stopping: CancellationToken,
+}
+
+impl<R: StateRoot> Fetcher<R> {
+    /// Fetches, verifies and loads an offered snapshot.
+    pub(super) fn fetch<M: Machine>(
+        &self,
+        offer: &SnapshotOffer,
+        state_dir: &str,
+    ) -> Fetched<M, R::Store> {
+        let from = self.letter.to;
+        let log_index = offer.position.index;
+        match self.try_fetch(offer, state_dir) {
+            Ok(prepared) => {
+                tracing::info!(from, log_index, bytes = offer.length, "Fetched a snapshot.");
+                Some(prepared)
+            }
+            Err(problem) => {
+                tracing::warn!(
+                    from,
+                    log_index,
+                    problem,
+                    "A snapshot was not fetched; it will be offered again."
+                );
+                None
+            }
+        }
+    }
+
+    fn try_fetch<M: Machine>(
+        &self,
+        offer: &SnapshotOffer,
+        state_dir: &str,
+    ) -> Result<Prepared<M, R::Store>, String> {
+        let name = format!("{}-{}.part", offer.position.index, offer.position.term);
+        let path = self.incoming.join(name);
+        let mut attempts = 0;
+        loop {
+            let length = self.transfer(offer, &path)?;
+            if length >= offer.length {
+                break;
+            }
+            attempts += 1;
+            if attempts >= MAX_ATTEMPTS || self.stopping.is_cancelled() {
+                return Err(format!("only {length} of {} bytes came", offer.length));
+            }
+        }
+        let adopted = self.shelf.adopt(&path, offer).and_then(|file| {
+            self.shelf.sweep()?;
+            Ok(file)
+        });
+        let file = adopted.map_err(|error| {
+            // The bytes are wrong, so going on from them cannot help.
+            let _ = disk::remove(&path);
+            chain(&error)
+        })?;
+        self.load(file, state_dir)
+    }
+
+    fn load<M: Machine>(
+        &self,
+        file: SnapshotFile,
+        state_dir: &str,
+    ) -> Result<Prepared<M, R::Store>, String> {
+        if file.header.cluster != self.letter.cluster {
+            return Err(format!("it belongs to farm {}", file.header.cluster));
+        }
+        let state =
+            open::restore(self.root.as_ref(), state_dir, &file).map_err(|error| chain(&error))?;
+        let machine = M::load(&mut state.records().map(|r| r.map_err(|error| chain(&error))))
+            .map_err(|error| chain(&error))?;
+        if machine.view().digest() != file.header.digest {
+            return Err("the loaded state does not have the digest that the file names".to_owned());
+        }
+        Ok(Prepared {
+            file,
+            state_dir: state_dir.to_owned(),
+            state,
+            machine,
+        })
+    }
+
+    /// Appends what is missing; returns the length afterwards.
+    fn transfer(&self, offer: &SnapshotOffer, path: &Path) -> Result<u64, String> {
+        let mut file = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(path)
+            .map_err(|source| chain(&disk::at("open", path)(source)))?;
+        let mut length = file
+            .metadata()
+            .map_err(|source| chain(&disk::at("look at", path)(source)))?
+            .len();
+        let fetched =
+            self.transport
+                .fetch_snapshot(self.letter.clone(), offer, length, &mut |piece| {
+                    if self.stopping.is_cancelled() {
+                        return Err(std::io::Error::other("this member is stopping"));
+                    }
+                    length += piece.len() as u64;
+                    if length > offer.length {
+                        return Err(std::io::Error::other("more came than was announced"));
+                    }
+                    file.write_all(piece)
+                });
+        match fetched {
+            Ok(()) => file
+                .sync_all()
+                .map_err(|e| chain(&disk::at("sync", path)(e)))?,
+            Err(FetchError::Gone { .. }) => {
+                return Err("the peer does not have it any more".to_owned());
+            }
+            Err(error) => tracing::debug!(%error, "A transfer was interrupted."),
+        }
+        Ok(length)
+    }
+}
+
+/// Writes and verifies a snapshot file, then makes the state durable, so that the log may be
+/// compacted.
+pub(super) fn make_snapshot<V: View>(shelf: &Shelf, job: SnapshotJob<V>) -> Option<SnapshotFile> {
+    let SnapshotJob { header, view, sync } = job;
+    let header = SnapshotHeader {
+        digest: view.digest(),
+        ..header
+    };
+    let log_index = header.mark.position.index;
+    let made = shelf
+        .write(header, view.records())
+        .map_err(|error| chain(&error))
+        .and_then(|file| sync().map(|()| file).map_err(|error| chain(&error)));
+    match made {
+        Ok(file) => {
+            tracing::info!(log_index, bytes = file.length, "Made a snapshot.");
+            Some(file)
+        }
+        Err(problem) => {
+            tracing::error!(
+                log_index,
+                problem,
+                "A snapshot could not be made; the log keeps growing until one can."
+            );
+            None
+        }
+    }
+}
+
+/// Asks a peer for the beginning of a gap. Empty when it could not give any.
+pub(super) fn history(
+    transport: &dyn Transport,
+    letter: Letterhead,
+    gap: HistoryGap,
+) -> Vec<Vec<u8>> {
+    let first = gap.after.last + 1;
+    match transport.fetch_history(letter, first, HISTORY_BYTES) {
+        Ok(mut records) => {
+            let missing = gap.until.last - gap.after.last;
+            records.truncate(usize::try_from(missing).unwrap_or(usize::MAX));
+            records
+        }
+        Err(error) => {
+            tracing::warn!(%error, first, "No history from this peer; another one is asked.");
+            Vec::new()
+        }
+    }
+}

@@ -1,0 +1,322 @@
+//! How the rest of the coordinator talks to its member of the group.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::mpsc::{SyncSender, TrySendError};
+
+use arc_swap::ArcSwap;
+use raft::eraftpb::{ConfChangeV2, Message};
+use tokio::sync::{oneshot, watch};
+
+use super::counters::{Counters, count};
+use super::machine::{EncodedCommand, Machine};
+use super::replica::{Applied, ProposeError, ReadError, Role, Status};
+use super::roster::{Letterhead, Roster, Stranger};
+use crate::store::log::LogPosition;
+use crate::store::snapshot::{Shelf, SnapshotError, SnapshotOffer};
+use crate::store::state::{HistoryReader, Mark, StateError};
+
+/// The state after an applied entry. What an acknowledged command did is visible in the view
+/// published at the time of the acknowledgement.
+#[derive(Debug)]
+pub struct Published<V> {
+    /// The state.
+    pub view: V,
+    /// How far it was applied.
+    pub mark: Mark,
+}
+
+pub(crate) type ProposeReply<M> =
+    oneshot::Sender<Result<Applied<<M as Machine>::Answer>, ProposeError>>;
+
+/// Everything the driver's thread reacts to.
+pub(crate) enum Event<M: Machine> {
+    Propose {
+        command: EncodedCommand,
+        reply: ProposeReply<M>,
+    },
+    Read {
+        reply: oneshot::Sender<Result<u64, ReadError>>,
+    },
+    Receive(Vec<Message>),
+    LearnStamps(BTreeMap<u64, u64>),
+    Unreachable(u64),
+    Campaign,
+    Transfer(u64),
+    ChangeMembers {
+        change: ConfChangeV2,
+        reply: oneshot::Sender<Result<LogPosition, ProposeError>>,
+    },
+    /// Background work has finished; its result is in the driver's inbox.
+    Wake,
+    /// This member must stop for good, and why.
+    Halt(String),
+    Stop,
+}
+
+/// What the driver's thread and the handles share.
+pub(crate) struct Shared<M: Machine> {
+    pub(crate) queue: SyncSender<Event<M>>,
+    pub(crate) roster: Roster,
+    pub(crate) published: ArcSwap<Published<M::View>>,
+    pub(crate) applied: watch::Sender<u64>,
+    pub(crate) status: watch::Sender<Status>,
+    pub(crate) shelf: Shelf,
+    pub(crate) history: ArcSwap<HistoryHolder>,
+    pub(crate) counters: Arc<Counters>,
+}
+
+/// A sized box for a reader, as [`ArcSwap`] wants it.
+pub(crate) struct HistoryHolder(pub(crate) Arc<dyn HistoryReader>);
+
+/// Bytes of a snapshot file that a peer gets in one piece.
+pub const PIECE_BYTES: usize = 1 << 20;
+/// Bytes of history that a peer gets at once.
+pub const HISTORY_BYTES: usize = 1 << 20;
+
+/// A peer's request for a file that is not served.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The peer is refused.
+    #[error(transparent)]
+    Stranger(Stranger),
+    /// It is no longer here.
+    #[error("serve a snapshot: it is no longer here")]
+    Gone,
+    /// The file cannot be read.
+    #[error("serve a snapshot")]
+    Snapshot(#[source] SnapshotError),
+    /// The history cannot be read.
+    #[error("serve history")]
+    State(#[source] StateError),
+}
+
+/// A member of the group. Cheap to clone; usable from any thread.
+pub struct Handle<M: Machine> {
+    shared: Arc<Shared<M>>,
+}
+
+impl<M: Machine> Clone for Handle<M> {
+    fn clone(&self) -> Self {
+        Handle {
+            shared: self.shared.clone(),
+        }
+    }
+}
+
+impl<M: Machine> std::fmt::Debug for Handle<M> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Handle")
+            .field("member", &self.member())
+            .finish_non_exhaustive()
+    }
+}
+
+impl<M: Machine> Handle<M> {
+    pub(crate) fn new(shared: Arc<Shared<M>>) -> Self {
+        Handle { shared }
+    }
+
+    /// Our raft id.
+    #[must_use]
+    pub fn member(&self) -> u64 {
+        self.shared.roster.identity().member
+    }
+
+    /// Proposes a command and waits until it is applied here.
+    ///
+    /// Dropping the future gives up the answer, not the command.
+    ///
+    /// # Errors
+    /// [`ProposeError`]; only [`ProposeError::Unknown`] and [`ProposeError::Stopped`] leave open
+    /// whether the command was applied.
+    pub async fn propose(&self, command: &M::Command) -> Result<Applied<M::Answer>, ProposeError> {
+        let (reply, answer) = oneshot::channel();
+        let event = Event::Propose {
+            command: M::encode(command),
+            reply,
+        };
+        match self.shared.queue.try_send(event) {
+            Ok(()) => answer.await.unwrap_or(Err(ProposeError::Stopped)),
+            Err(TrySendError::Full(_)) => {
+                count(&self.shared.counters.proposals_overloaded, 1);
+                Err(ProposeError::Overloaded)
+            }
+            Err(TrySendError::Disconnected(_)) => Err(ProposeError::Stopped),
+        }
+    }
+
+    /// Waits until [`Handle::view`] shows at least everything that was acknowledged anywhere
+    /// before the call. Works on every member.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub async fn read_barrier(&self) -> Result<u64, ReadError> {
+        let (reply, answer) = oneshot::channel();
+        match self.shared.queue.try_send(Event::Read { reply }) {
+            Ok(()) => answer.await.unwrap_or(Err(ReadError::Stopped)),
+            Err(TrySendError::Full(_)) => Err(ReadError::Overloaded),
+            Err(TrySendError::Disconnected(_)) => Err(ReadError::Stopped),
+        }
+    }
+
+    /// The newest state here; stale by as much as this member is behind.
+    #[must_use]
+    pub fn view(&self) -> Arc<Published<M::View>> {
+        self.shared.published.load_full()
+    }
+
+    /// Changes whenever [`Handle::view`] does: the applied index.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.shared.applied.subscribe()
+    }
+
+    /// What this member knows about itself and the group.
+    #[must_use]
+    pub fn status(&self) -> watch::Receiver<Status> {
+        self.shared.status.subscribe()
+    }
+
+    /// The term in which this member leads with the full state, if it does.
+    #[must_use]
+    pub fn leading(&self) -> Option<u64> {
+        let status = self.shared.status.borrow();
+        (status.role == Role::Leader).then_some(status.term)
+    }
+
+    /// Counters.
+    #[must_use]
+    pub fn counters(&self) -> Arc<Counters> {
+        self.shared.counters.clone()
+    }
+
+    /// The history on this member.
+    #[must_use]
+    pub fn history(&self) -> Arc<dyn HistoryReader> {
+        self.shared.history.load().0.clone()
+    }
+
+    /// Stands for election now. Best effort.
+    pub fn campaign(&self) {
+        self.tell(Event::Campaign);
+    }
+
+    /// Hands leadership to another member if we have it. Best effort; watch [`Handle::status`].
+    pub fn transfer_leadership(&self, to: u64) {
+        self.tell(Event::Transfer(to));
+    }
+
+    /// Changes the members by joint consensus. Returns when the change is in the log; watch
+    /// [`Handle::status`] for its effect.
+    ///
+    /// # Errors
+    /// [`ProposeError`].
+    pub async fn change_members(&self, change: ConfChangeV2) -> Result<LogPosition, ProposeError> {
+        let (reply, answer) = oneshot::channel();
+        match self
+            .shared
+            .queue
+            .try_send(Event::ChangeMembers { change, reply })
+        {
+            Ok(()) => answer.await.unwrap_or(Err(ProposeError::Stopped)),
+            Err(TrySendError::Full(_)) => Err(ProposeError::Overloaded),
+            Err(TrySendError::Disconnected(_)) => Err(ProposeError::Stopped),
+        }
+    }
+
+    /// Takes a batch from the network. What does not fit into the queue is dropped.
+    ///
+    /// # Errors
+    /// [`Stranger`]; the connection is to be closed with it.
+    pub fn receive(&self, letter: &Letterhead, messages: Vec<Message>) -> Result<(), Stranger> {
+        self.admit(letter)?;
+        let messages: Vec<Message> = messages
+            .into_iter()
+            .filter(|message| message.from == letter.from)
+            .collect();
+        let dropped = messages.len() as u64;
+        if self
+            .shared
+            .queue
+            .try_send(Event::Receive(messages))
+            .is_err()
+        {
+            count(&self.shared.counters.messages_dropped, dropped);
+        }
+        Ok(())
+    }
+
+    fn admit(&self, letter: &Letterhead) -> Result<(), Stranger> {
+        match self.shared.roster.admit(letter) {
+            Ok(stamps) if stamps.is_empty() => Ok(()),
+            Ok(stamps) => {
+                self.tell(Event::LearnStamps(stamps));
+                Ok(())
+            }
+            Err(stranger) => {
+                count(&self.shared.counters.batches_refused, 1);
+                if matches!(stranger, Stranger::WeAreRemade { .. }) {
+                    self.tell(Event::Halt(stranger.to_string()));
+                }
+                Err(stranger)
+            }
+        }
+    }
+
+    /// The transport lost its connection to a peer.
+    pub fn unreachable(&self, member: u64) {
+        self.tell(Event::Unreachable(member));
+    }
+
+    /// A piece of a snapshot file for a peer; empty at its end.
+    ///
+    /// # Errors
+    /// [`ServeError`].
+    pub fn snapshot_piece(
+        &self,
+        letter: &Letterhead,
+        offer: &SnapshotOffer,
+        offset: u64,
+    ) -> Result<Vec<u8>, ServeError> {
+        self.admit(letter).map_err(ServeError::Stranger)?;
+        self.shared
+            .shelf
+            .read(offer, offset, PIECE_BYTES)
+            .map_err(ServeError::Snapshot)?
+            .ok_or(ServeError::Gone)
+    }
+
+    /// History records for a peer; empty if we do not have `first`.
+    ///
+    /// # Errors
+    /// [`ServeError`].
+    pub fn history_piece(
+        &self,
+        letter: &Letterhead,
+        first: u64,
+        max_bytes: usize,
+    ) -> Result<Vec<Vec<u8>>, ServeError> {
+        self.admit(letter).map_err(ServeError::Stranger)?;
+        self.history()
+            .read(first, max_bytes.min(HISTORY_BYTES))
+            .map_err(ServeError::State)
+    }
+
+    /// Asks the driver to end. Waiting callers get [`ProposeError::Stopped`].
+    pub fn stop(&self) {
+        self.tell(Event::Stop);
+    }
+
+    /// Best effort: a full queue means that the driver has more important things to do.
+    fn tell(&self, event: Event<M>) {
+        let important = matches!(event, Event::Stop | Event::Halt(_));
+        match self.shared.queue.try_send(event) {
+            Err(TrySendError::Full(event)) if important => {
+                // The driver empties its queue all the time, so this waits for moments.
+                let _ = self.shared.queue.send(event);
+            }
+            _ => {}
+        }
+    }
+}

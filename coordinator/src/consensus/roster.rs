@@ -1,0 +1,161 @@
+//! Who may talk to this member.
+//!
+//! Members tell each other the creation stamps of their data directories. A member whose id is
+//! known under another stamp lost its disk: it would vote again and forget what it acknowledged, so
+//! it is refused. Stamps spread with every batch, so that one member that met another is enough for
+//! the rest to know. What is learned is stored beside the log before it counts.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::store::identity::Identity;
+
+/// The covering letter of a batch of messages.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Letterhead {
+    /// Farm.
+    pub cluster: String,
+    /// Sender's raft id.
+    pub from: u64,
+    /// Sender's creation stamp.
+    pub stamp: u64,
+    /// Receiver's raft id.
+    pub to: u64,
+    /// Stamps that the sender knows, the receiver's among them if they have met.
+    pub known: BTreeMap<u64, u64>,
+}
+
+/// Why a batch is not taken.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Stranger {
+    /// Another farm.
+    #[error(
+        "accept member {from}: it belongs to farm {found}, this is farm {ours}; check the members' addresses"
+    )]
+    Cluster {
+        /// Sender.
+        from: u64,
+        /// Its farm.
+        found: String,
+        /// Ours.
+        ours: String,
+    },
+    /// Sent to another member.
+    #[error(
+        "accept a batch of member {from}: it is for member {to}, this is member {ours}; check the members' addresses"
+    )]
+    Address {
+        /// Sender.
+        from: u64,
+        /// Receiver in the letterhead.
+        to: u64,
+        /// Us.
+        ours: u64,
+    },
+    /// The sender lost its disk.
+    #[error(
+        "accept member {from}: its data directory is not the one this farm knows. It must not come back under its old id; remove it and add it again under a new one"
+    )]
+    Remade {
+        /// Sender.
+        from: u64,
+    },
+    /// The sender knows us under another stamp: we lost our disk.
+    #[error(
+        "go on as member {ours}: this data directory was made anew, but the farm knows an older one. Restore it, or remove this member and add it again under a new id"
+    )]
+    WeAreRemade {
+        /// Us.
+        ours: u64,
+    },
+}
+
+/// Known stamps.
+#[derive(Debug)]
+pub struct Roster {
+    identity: Identity,
+    known: Mutex<BTreeMap<u64, u64>>,
+}
+
+impl Roster {
+    /// Starts from what is stored beside the log.
+    #[must_use]
+    pub fn new(identity: Identity, known: BTreeMap<u64, u64>) -> Self {
+        Roster {
+            identity,
+            known: Mutex::new(known),
+        }
+    }
+
+    fn known(&self) -> MutexGuard<'_, BTreeMap<u64, u64>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Our own identity.
+    #[must_use]
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// The letterhead for a batch to `to`.
+    #[must_use]
+    pub fn letterhead(&self, to: u64) -> Letterhead {
+        Letterhead {
+            cluster: self.identity.cluster.clone(),
+            from: self.identity.member,
+            stamp: self.identity.stamp,
+            to,
+            known: self.known().clone(),
+        }
+    }
+
+    /// Checks a batch's letterhead and returns stamps that are new to us. They count only after
+    /// [`Roster::learn`], which the driver calls when they are stored.
+    ///
+    /// # Errors
+    /// [`Stranger`].
+    pub fn admit(&self, letter: &Letterhead) -> Result<BTreeMap<u64, u64>, Stranger> {
+        let us = &self.identity;
+        if letter.cluster != us.cluster {
+            return Err(Stranger::Cluster {
+                from: letter.from,
+                found: letter.cluster.clone(),
+                ours: us.cluster.clone(),
+            });
+        }
+        if letter.to != us.member {
+            return Err(Stranger::Address {
+                from: letter.from,
+                to: letter.to,
+                ours: us.member,
+            });
+        }
+        if letter
+            .known
+            .get(&us.member)
+            .is_some_and(|stamp| *stamp != us.stamp)
+        {
+            return Err(Stranger::WeAreRemade { ours: us.member });
+        }
+        let known = self.known();
+        if known
+            .get(&letter.from)
+            .is_some_and(|stamp| *stamp != letter.stamp)
+        {
+            return Err(Stranger::Remade { from: letter.from });
+        }
+        let told = letter.known.iter().chain([(&letter.from, &letter.stamp)]);
+        Ok(told
+            .filter(|(member, _)| **member != us.member && !known.contains_key(*member))
+            .map(|(member, stamp)| (*member, *stamp))
+            .collect())
+    }
+
+    /// Takes over stamps that are stored now.
+    pub(crate) fn learn(&self, stamps: &BTreeMap<u64, u64>) {
+        let mut known = self.known();
+        for (member, stamp) in stamps {
+            known.entry(*member).or_insert(*stamp);
+        }
+    }
+}

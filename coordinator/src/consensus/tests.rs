@@ -1,0 +1,7 @@
+//! A group of three in one process: real stores, a network from a seed, a toy machine.
+
+mod disk;
+mod group;
+mod recovery;
+mod snapshot;
+mod toy;

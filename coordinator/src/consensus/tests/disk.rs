@@ -1,0 +1,1 @@
+//! One member over the in-memory stores, driven by hand.

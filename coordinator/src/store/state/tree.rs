@@ -1,0 +1,405 @@
+//! The materialised state in sled.
+//!
+//! Everything is in one tree, because only then is a batch atomic. sled's `flush` does not survive
+//! power loss (it asks for `sync_file_range`), and large values sit in blob files that it never
+//! syncs; so [`StateStore::syncer`] flushes and then syncs every file of the directory itself.
+//!
+//! ```text
+//! g             gap of the history, if any
+//! h<number>     history
+//! m             mark and history tail; its presence says that the store is complete
+//! r<key>        record
+//! ```
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use prost::Message as _;
+
+use super::super::disk;
+use super::super::log::LogPosition;
+use super::{
+    Changes, HistoryGap, HistoryReader, HistoryTail, Mark, Record, StateError, StateRoot,
+    StateStore, Syncer, check_fill,
+};
+
+const KEY_GAP: &[u8] = b"g";
+const KEY_MARK: &[u8] = b"m";
+const PREFIX_HISTORY: u8 = b'h';
+const PREFIX_RECORD: u8 = b'r';
+/// Records written per batch while a store is made from a snapshot.
+const CREATE_BATCH: usize = 1024;
+/// History copied at a time, in bytes.
+const ADOPT_BYTES: usize = 4 << 20;
+/// Prefix of the directories that belong to us.
+const NAME_PREFIX: &str = "state-";
+
+/// How sled may use memory and the disk.
+#[derive(Clone, Copy, Debug)]
+pub struct TreeOptions {
+    /// Page cache in bytes.
+    pub cache_bytes: u64,
+    /// Unsynced changes are handed to the kernel this often, in milliseconds. A crash loses them
+    /// and replays the log instead.
+    pub flush_ms: u64,
+}
+
+impl Default for TreeOptions {
+    fn default() -> Self {
+        TreeOptions {
+            cache_bytes: 64 << 20,
+            flush_ms: 500,
+        }
+    }
+}
+
+/// The directory that holds `state-<seq>/`.
+#[derive(Clone, Debug)]
+pub struct TreeRoot {
+    directory: PathBuf,
+    options: TreeOptions,
+}
+
+impl TreeRoot {
+    /// State directories are made in `directory`, which must exist.
+    #[must_use]
+    pub fn new(directory: PathBuf, options: TreeOptions) -> Self {
+        TreeRoot { directory, options }
+    }
+
+    fn open_db(&self, name: &str) -> Result<Place, StateError> {
+        let path = self.directory.join(name);
+        let db = sled::Config::new()
+            .path(&path)
+            .cache_capacity(self.options.cache_bytes)
+            .flush_every_ms(Some(self.options.flush_ms))
+            .open()
+            .map_err(|source| StateError::Engine {
+                action: "open",
+                place: path.display().to_string(),
+                source,
+            })?;
+        Ok(Place { db, path })
+    }
+}
+
+#[derive(Clone)]
+struct Place {
+    db: sled::Db,
+    path: PathBuf,
+}
+
+impl Place {
+    fn engine(&self, action: &'static str) -> impl Fn(sled::Error) -> StateError + use<> {
+        let place = self.path.display().to_string();
+        move |source| StateError::Engine {
+            action,
+            place: place.clone(),
+            source,
+        }
+    }
+
+    fn damaged(&self, problem: impl Into<String>) -> StateError {
+        StateError::Damaged {
+            place: self.path.display().to_string(),
+            problem: problem.into(),
+        }
+    }
+
+    fn sync(&self) -> Result<(), StateError> {
+        self.db.flush().map_err(self.engine("flush"))?;
+        disk::sync_tree(&self.path).map_err(StateError::Disk)
+    }
+}
+
+/// A state in sled.
+pub struct TreeState {
+    place: Place,
+    mark: Mark,
+    tail: HistoryTail,
+    gap: Option<HistoryGap>,
+}
+
+impl std::fmt::Debug for TreeState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TreeState")
+            .field("path", &self.place.path)
+            .field("mark", &self.mark)
+            .finish_non_exhaustive()
+    }
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct MarkRecord {
+    #[prost(uint64, tag = "1")]
+    index: u64,
+    #[prost(uint64, tag = "2")]
+    term: u64,
+    #[prost(uint64, tag = "3")]
+    now_ms: u64,
+    #[prost(uint64, tag = "4")]
+    history_last: u64,
+    #[prost(bytes = "vec", tag = "5")]
+    history_hash: Vec<u8>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct GapRecord {
+    #[prost(uint64, tag = "1")]
+    after_last: u64,
+    #[prost(bytes = "vec", tag = "2")]
+    after_hash: Vec<u8>,
+    #[prost(uint64, tag = "3")]
+    until_last: u64,
+    #[prost(bytes = "vec", tag = "4")]
+    until_hash: Vec<u8>,
+}
+
+fn mark_bytes(mark: Mark, tail: HistoryTail) -> Vec<u8> {
+    MarkRecord {
+        index: mark.position.index,
+        term: mark.position.term,
+        now_ms: mark.now_ms,
+        history_last: tail.last,
+        history_hash: tail.hash.to_vec(),
+    }
+    .encode_to_vec()
+}
+
+fn gap_bytes(gap: HistoryGap) -> Vec<u8> {
+    GapRecord {
+        after_last: gap.after.last,
+        after_hash: gap.after.hash.to_vec(),
+        until_last: gap.until.last,
+        until_hash: gap.until.hash.to_vec(),
+    }
+    .encode_to_vec()
+}
+
+fn tail(place: &Place, last: u64, hash: &[u8]) -> Result<HistoryTail, StateError> {
+    let hash = hash
+        .try_into()
+        .map_err(|_| place.damaged("a hash has the wrong length"))?;
+    Ok(HistoryTail { last, hash })
+}
+
+fn record_key(key: &[u8]) -> Vec<u8> {
+    [&[PREFIX_RECORD], key].concat()
+}
+
+fn history_key(number: u64) -> [u8; 9] {
+    let mut key = [PREFIX_HISTORY; 9];
+    key[1..].copy_from_slice(&number.to_be_bytes());
+    key
+}
+
+struct Reader(Place);
+
+impl HistoryReader for Reader {
+    fn read(&self, first: u64, max_bytes: usize) -> Result<Vec<Vec<u8>>, StateError> {
+        let mut found: Vec<Vec<u8>> = Vec::new();
+        let mut bytes = 0;
+        let range = history_key(first)..=history_key(u64::MAX);
+        for (expected, item) in (first..).zip(self.0.db.range(range)) {
+            let (key, record) = item.map_err(self.0.engine("read"))?;
+            bytes += record.len();
+            if key != history_key(expected) || (!found.is_empty() && bytes > max_bytes) {
+                break;
+            }
+            found.push(record.to_vec());
+        }
+        Ok(found)
+    }
+}
+
+impl StateStore for TreeState {
+    fn mark(&self) -> Mark {
+        self.mark
+    }
+
+    fn history(&self) -> HistoryTail {
+        self.tail
+    }
+
+    fn gap(&self) -> Option<HistoryGap> {
+        self.gap
+    }
+
+    fn write(&mut self, mark: Mark, changes: Changes) -> Result<(), StateError> {
+        let mut batch = sled::Batch::default();
+        for (key, value) in changes.records {
+            match value {
+                Some(value) => batch.insert(record_key(&key), value),
+                None => batch.remove(record_key(&key)),
+            }
+        }
+        let mut tail = self.tail;
+        for record in changes.history {
+            tail = tail.then(&record);
+            batch.insert(&history_key(tail.last), record);
+        }
+        batch.insert(KEY_MARK, mark_bytes(mark, tail));
+        self.place
+            .db
+            .apply_batch(batch)
+            .map_err(self.place.engine("write"))?;
+        self.mark = mark;
+        self.tail = tail;
+        Ok(())
+    }
+
+    fn records(&self) -> Box<dyn Iterator<Item = Result<Record, StateError>> + '_> {
+        Box::new(self.place.db.scan_prefix([PREFIX_RECORD]).map(|item| {
+            let (key, value) = item.map_err(self.place.engine("read"))?;
+            Ok((key[1..].to_vec(), value.to_vec()))
+        }))
+    }
+
+    fn history_reader(&self) -> Arc<dyn HistoryReader> {
+        Arc::new(Reader(self.place.clone()))
+    }
+
+    fn fill(&mut self, first: u64, records: Vec<Vec<u8>>) -> Result<(), StateError> {
+        let (gap, reached) = check_fill(self.gap, first, &records)?;
+        let mut batch = sled::Batch::default();
+        for (number, record) in (first..).zip(records) {
+            batch.insert(&history_key(number), record);
+        }
+        let left = (reached != gap.until).then_some(HistoryGap {
+            after: reached,
+            until: gap.until,
+        });
+        match left {
+            Some(gap) => batch.insert(KEY_GAP, gap_bytes(gap)),
+            None => batch.remove(KEY_GAP),
+        }
+        self.place
+            .db
+            .apply_batch(batch)
+            .map_err(self.place.engine("write"))?;
+        self.gap = left;
+        Ok(())
+    }
+
+    fn syncer(&self) -> Syncer {
+        let place = self.place.clone();
+        Box::new(move || place.sync())
+    }
+}
+
+impl StateRoot for TreeRoot {
+    type Store = TreeState;
+
+    fn open(&self, name: &str) -> Result<TreeState, StateError> {
+        let path = self.directory.join(name);
+        if !path.is_dir() {
+            return Err(StateError::Damaged {
+                place: path.display().to_string(),
+                problem: "it does not exist".to_owned(),
+            });
+        }
+        let place = self.open_db(name)?;
+        let mark = place
+            .db
+            .get(KEY_MARK)
+            .map_err(place.engine("read"))?
+            .ok_or_else(|| place.damaged("it was never completed"))?;
+        let record = MarkRecord::decode(mark.as_ref())
+            .map_err(|error| place.damaged(format!("its mark cannot be read ({error})")))?;
+        let gap = place
+            .db
+            .get(KEY_GAP)
+            .map_err(place.engine("read"))?
+            .map(|bytes| {
+                let record = GapRecord::decode(bytes.as_ref())
+                    .map_err(|error| place.damaged(format!("its gap cannot be read ({error})")))?;
+                Ok(HistoryGap {
+                    after: tail(&place, record.after_last, &record.after_hash)?,
+                    until: tail(&place, record.until_last, &record.until_hash)?,
+                })
+            })
+            .transpose()?;
+        Ok(TreeState {
+            mark: Mark {
+                position: LogPosition {
+                    index: record.index,
+                    term: record.term,
+                },
+                now_ms: record.now_ms,
+            },
+            tail: tail(&place, record.history_last, &record.history_hash)?,
+            gap,
+            place,
+        })
+    }
+
+    fn create(
+        &self,
+        name: &str,
+        mark: Mark,
+        history: HistoryTail,
+        mut records: &mut dyn Iterator<Item = Result<Record, String>>,
+    ) -> Result<TreeState, StateError> {
+        disk::remove(&self.directory.join(name)).map_err(StateError::Disk)?;
+        let place = self.open_db(name)?;
+        loop {
+            let mut batch = sled::Batch::default();
+            let mut count = 0;
+            for record in (&mut records).take(CREATE_BATCH) {
+                let (key, value) = record.map_err(|problem| place.damaged(problem))?;
+                batch.insert(record_key(&key), value);
+                count += 1;
+            }
+            if count == 0 {
+                break;
+            }
+            place.db.apply_batch(batch).map_err(place.engine("write"))?;
+        }
+        // The mark goes last: without it the store does not open.
+        let gap = (history.last > 0).then_some(HistoryGap {
+            after: HistoryTail::default(),
+            until: history,
+        });
+        let mut batch = sled::Batch::default();
+        if let Some(gap) = gap {
+            batch.insert(KEY_GAP, gap_bytes(gap));
+        }
+        batch.insert(KEY_MARK, mark_bytes(mark, history));
+        place.db.apply_batch(batch).map_err(place.engine("write"))?;
+        place.sync()?;
+        disk::sync_dir(&self.directory).map_err(StateError::Disk)?;
+        Ok(TreeState {
+            place,
+            mark,
+            tail: history,
+            gap,
+        })
+    }
+
+    fn adopt_history(&self, to: &mut TreeState, from: &TreeState) -> Result<(), StateError> {
+        let reader = Reader(from.place.clone());
+        while let Some(gap) = to.gap {
+            let first = gap.after.last + 1;
+            let mut records = reader.read(first, ADOPT_BYTES)?;
+            let wanted = gap.until.last - gap.after.last;
+            records.truncate(usize::try_from(wanted).unwrap_or(usize::MAX));
+            if records.is_empty() {
+                break;
+            }
+            to.fill(first, records)?;
+        }
+        to.place.sync()
+    }
+
+    fn sweep(&self, current: &str) -> Result<(), StateError> {
+        let listing = std::fs::read_dir(&self.directory).map_err(disk::at("list", &self.directory));
+        for entry in listing.map_err(StateError::Disk)?.flatten() {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            if name.starts_with(NAME_PREFIX) && name != current {
+                disk::remove(&entry.path()).map_err(StateError::Disk)?;
+            }
+        }
+        Ok(())
+    }
+}
