@@ -130,7 +130,8 @@ pub struct Observation {
     pub instances: Vec<InstanceView>,
     /// Readings for the batch that [`Watch::probe`] names, newest evaluation only.
     pub readings: Vec<GateReading>,
-    /// The batch that the readings are about.
+    /// The batch that [`Watch::probe`] named when this look began, for which the readings
+    /// are. Proves that the look is younger than the batch's end.
     pub probed: Option<(RolloutId, u32)>,
     /// Set when the provider could not be asked; the rest is then empty and says nothing.
     pub error: Option<String>,

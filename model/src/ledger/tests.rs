@@ -379,6 +379,22 @@ impl World {
             seen: &self.seen,
             now: self.now,
         };
+        let probed = rollout.as_ref().map(|rollout| {
+            (
+                rollout.id,
+                u32::try_from(rollout.batches.len())
+                    .expect("few")
+                    .saturating_sub(1),
+            )
+        });
+        let seen = Observation {
+            probed,
+            ..self.seen.clone()
+        };
+        let situation = Situation {
+            seen: &seen,
+            ..situation
+        };
         match plan(&situation) {
             Decision::Begin(begin) => {
                 self.farm(Command::BeginBatch(begin));

@@ -186,12 +186,12 @@ fn judge(situation: &Situation<'_>, rollout: &Rollout, since: Timestamp) -> Deci
         .batches
         .last()
         .expect("an open batch is the last one");
-    let fresh = situation.seen.probed == Some((rollout.id, place));
-    let readings = if fresh {
-        situation.seen.readings.clone()
-    } else {
-        Vec::new()
-    };
+    // Only what was looked at for this batch after it ended counts: an older look may show
+    // an instance in the middle of its replacement.
+    if situation.seen.probed != Some((rollout.id, place)) {
+        return wait("the batch's instances are not observed yet");
+    }
+    let readings = situation.seen.readings.clone();
     let verdict = |open: bool, reason: String| Decision::Judge {
         rollout: rollout.id,
         batch: place,
