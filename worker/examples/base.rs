@@ -20,7 +20,11 @@ impl Confined for Chroot {
             program: command.argv.join(" "),
             reason: error.to_string(),
         };
-        let script = r#"root=$1; shift
+        // A volatile overlay over nothing, with the root as its upper folder: dpkg's many syncs
+        // cost nothing, and what is written is in the root itself.
+        let script = r#"upper=$1; work=$2; root=$2/m; shift 2
+mkdir -p "$work/l" "$work/w" "$root" &&
+mount -t overlay overlay -o "lowerdir=$work/l,upperdir=$upper,workdir=$work/w,volatile" "$root" &&
 mount -t proc proc "$root/proc" && mount -t sysfs -o ro sys "$root/sys" && mount --rbind /dev "$root/dev" &&
 mount -t tmpfs tmpfs "$root/run" && mount -t tmpfs tmpfs "$root/tmp" && exec chroot "$root" "$@" 2>&1"#;
         let output = Command::new("unshare")
@@ -34,7 +38,13 @@ mount -t tmpfs tmpfs "$root/run" && mount -t tmpfs tmpfs "$root/tmp" && exec chr
                 "--kill-child",
                 "sh",
             ])
-            .args(["-c", script, "sh", command.root.as_str()])
+            .args([
+                "-c",
+                script,
+                "sh",
+                command.root.as_str(),
+                command.scratch.as_str(),
+            ])
             .args(command.argv)
             .env_clear()
             .envs(command.env.iter().copied())

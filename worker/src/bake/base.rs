@@ -360,6 +360,7 @@ impl<'a> Work<'a> {
         let request = solve::Request {
             packages,
             provided: configure::PROVIDED,
+            preferred: self.distribution.preferred,
             system,
         };
         let attempt = |max_age| {

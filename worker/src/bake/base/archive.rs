@@ -211,7 +211,7 @@ impl Archives {
         for name in request.packages {
             add(name);
         }
-        for name in request.provided {
+        for name in request.provided.iter().chain(request.preferred) {
             add(name);
         }
         let name = hasher.finalize().to_hex();

@@ -212,6 +212,10 @@ impl Configure<'_> {
             "etc/subgid-",
             "etc/subuid-",
             "etc/.pwd.lock",
+            // Made by the kernel's scripts for a ramdisk that is not there.
+            "initrd.img",
+            "initrd.img.old",
+            "vmlinuz.old",
             "var/cache/ldconfig/aux-cache",
             "var/lib/dpkg/status-old",
             "var/lib/dpkg/available-old",

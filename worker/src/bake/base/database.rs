@@ -58,6 +58,7 @@ pub fn write(
     }
     for stand_in in stand_ins {
         writer.file(&format!("info/{}.list", stand_in.name), b"/.\n", 0o644)?;
+        writer.file(&format!("info/{}.md5sums", stand_in.name), b"", 0o644)?;
         status.push_str(&stand_in.status());
     }
     writer.file("status", status.as_bytes(), 0o644)?;

@@ -19,6 +19,9 @@ pub struct Distribution {
     pub image_sources: &'static [ImageSource],
     /// Installed beside the essential and required packages.
     pub packages: &'static [&'static str],
+    /// Taken where a dependency leaves a choice. The root is made merged, so the package that
+    /// merges an old system (and drags in all of Perl for it) has nothing to do.
+    pub preferred: &'static [&'static str],
     /// The kernel's package on each architecture, by the machine's Debian architecture name.
     pub kernels: &'static [(&'static str, &'static str)],
     /// Directories of `/` that are links into `/usr`.
@@ -93,6 +96,7 @@ static DISTRIBUTIONS: &[Distribution] = &[
             },
         ],
         packages: PACKAGES,
+        preferred: &["usr-is-merged"],
         kernels: DEBIAN_KERNELS,
         merged: MERGED,
     },
@@ -116,6 +120,7 @@ static DISTRIBUTIONS: &[Distribution] = &[
             },
         ],
         packages: PACKAGES,
+        preferred: &["usr-is-merged"],
         kernels: DEBIAN_KERNELS,
         merged: MERGED,
     },
@@ -131,6 +136,7 @@ static DISTRIBUTIONS: &[Distribution] = &[
             signed_by: UBUNTU_KEYRING,
         }],
         packages: PACKAGES_JAMMY,
+        preferred: &["usr-is-merged"],
         kernels: UBUNTU_KERNELS,
         merged: MERGED,
     },
@@ -146,6 +152,7 @@ static DISTRIBUTIONS: &[Distribution] = &[
             signed_by: UBUNTU_KEYRING,
         }],
         packages: PACKAGES,
+        preferred: &["usr-is-merged"],
         kernels: UBUNTU_KERNELS,
         merged: MERGED,
     },

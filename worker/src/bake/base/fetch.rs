@@ -5,8 +5,10 @@
 //! fetch leaves a `.partial` file that the next one continues with a range request. Everything
 //! here blocks and runs on threads of its caller; the async side waits on one blocking task.
 
+use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::net::SocketAddr;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -14,7 +16,9 @@ use std::time::Duration;
 use camino::{Utf8Path, Utf8PathBuf};
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
-use ureq::http::{Response, StatusCode, header};
+use ureq::http::{Response, StatusCode, Uri, header};
+use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
+use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
 
 /// How to fetch; each field is a limit of its own.
 #[derive(Clone, Debug)]
@@ -176,8 +180,13 @@ impl Fetcher {
             path: folder.clone(),
             source,
         })?;
+        let agent = ureq::Agent::with_parts(
+            config.build(),
+            DefaultConnector::default(),
+            Names::default(),
+        );
         Ok(Self {
-            agent: ureq::Agent::new_with_config(config.build()),
+            agent,
             folder,
             options,
             cancel,
@@ -537,6 +546,48 @@ impl Fetcher {
             }
         }
         Ok(())
+    }
+}
+
+/// Looks each host up once for the life of a fetcher.
+///
+/// The client asks the resolver for every request, also when it then reuses a connection. With a
+/// hundred small files that is a hundred look-ups, and one lost answer costs five seconds.
+#[derive(Default)]
+struct Names {
+    system: DefaultResolver,
+    known: Mutex<HashMap<String, Vec<SocketAddr>>>,
+}
+
+impl std::fmt::Debug for Names {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Names")
+            .field("known", &self.known)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Resolver for Names {
+    fn resolve(
+        &self,
+        uri: &Uri,
+        config: &ureq::config::Config,
+        timeout: NextTimeout,
+    ) -> Result<ResolvedSocketAddrs, ureq::Error> {
+        let scheme = uri.scheme_str().unwrap_or_default();
+        let key = format!("{scheme}://{}", uri.authority().map_or("", |a| a.as_str()));
+        // Held during the look-up, so that threads that start together look up once.
+        let mut known = self.known.lock().unwrap_or_else(|e| e.into_inner());
+        if let Some(addresses) = known.get(&key) {
+            let mut found = self.empty();
+            for address in addresses {
+                found.push(*address);
+            }
+            return Ok(found);
+        }
+        let found = self.system.resolve(uri, config, timeout)?;
+        known.insert(key, found.iter().copied().collect());
+        Ok(found)
     }
 }
 

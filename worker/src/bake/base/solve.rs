@@ -23,6 +23,8 @@ pub struct Request<'a> {
     /// Names that count as installed although no package is chosen for them: the engine brings
     /// what they stand for itself (see [`super::configure`] on the initial ramdisk).
     pub provided: &'a [&'a str],
+    /// Names taken before other alternatives where a dependency leaves the choice.
+    pub preferred: &'a [&'a str],
     /// Whether to start from the essential and required packages; extra build tools do not.
     pub system: bool,
 }
@@ -180,7 +182,10 @@ impl<'p, 'a> Search<'_, 'p, 'a> {
             return Ok(());
         }
         let mut offers: Vec<&'p Package<'a>> = Vec::new();
-        for wanted in group {
+        let (preferred, others): (Vec<&Dependency<'a>>, Vec<&Dependency<'a>>) = group
+            .iter()
+            .partition(|wanted| self.request.preferred.contains(&wanted.name));
+        for wanted in preferred.into_iter().chain(others) {
             if let Some(real) = self.packages.candidate(wanted.name) {
                 if real.is(wanted) {
                     offers.push(real);

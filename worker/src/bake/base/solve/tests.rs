@@ -120,6 +120,17 @@ fn what_the_engine_provides_needs_no_package() {
 }
 
 #[test]
+fn a_preferred_alternative_comes_before_the_first() {
+    let lines = [
+        ESSENTIAL,
+        "web 1; Depends: large | small",
+        "large 1",
+        "small 1",
+    ];
+    assert_eq!(answer(&lines, &["web"]).unwrap(), ["base", "small", "web"]);
+}
+
+#[test]
 fn an_unsatisfiable_dependency_says_who_needs_what() {
     let lines = [
         ESSENTIAL,
