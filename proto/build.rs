@@ -1,5 +1,11 @@
 //! Compiles every `.proto` file of the farm without protoc.
 
+#![allow(
+    clippy::disallowed_macros,
+    clippy::disallowed_methods,
+    reason = "a build script speaks to cargo through its output and environment"
+)]
+
 use std::path::{Path, PathBuf};
 
 use prost::Message;

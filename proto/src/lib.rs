@@ -4,6 +4,11 @@
 //! inside a farm, `oast.localcloud.v1` by the local provider. The contract of every
 //! message stands in the `.proto` files; this crate adds no meaning of its own.
 
+#![allow(
+    clippy::allow_attributes_without_reason,
+    reason = "generated code carries allow attributes of its own"
+)]
+
 /// Spoken between the local provider and the local cloud.
 pub mod localcloud {
     /// First version.
