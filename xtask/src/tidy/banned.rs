@@ -72,11 +72,11 @@ const BANS: &[Ban] = &[
         why: "write expect(\"why it cannot fail\") or return the error",
     },
     Ban {
-        pattern: "getrandom::",
+        pattern: "getrandom::fill",
         within: &[],
         // artifacts is below daemon and only makes names of temporary files.
         except: &["daemon/src/random.rs", "artifacts/"],
-        why: "ask oast_daemon::random, so that one place answers for every random token",
+        why: "ask oast_daemon::random, so that one place answers for every secret we make",
     },
     Ban {
         pattern: "process::exit",
