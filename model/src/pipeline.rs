@@ -18,6 +18,7 @@
 pub mod check;
 pub mod cron;
 pub mod definition;
+pub mod file;
 pub mod inputs;
 pub mod rules;
 

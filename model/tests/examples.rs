@@ -29,3 +29,10 @@ fn the_web_pipeline_is_right() {
         assert!(path.exists(), "{from} is copied and must be there");
     }
 }
+
+#[test]
+fn the_web_farm_is_right() {
+    let checked = oast_model::resource::parse("farm.yaml", &example("web/farm.yaml"));
+    assert_eq!(checked.problems, []);
+    assert_eq!(checked.value.map(|resources| resources.len()), Some(2));
+}

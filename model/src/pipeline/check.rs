@@ -14,6 +14,8 @@ use crate::names::{PipelineName, TeamName};
 use crate::pipeline::definition::{ApiVersion, Input, InputKind, InputValue, Pipeline};
 use crate::pipeline::inputs;
 
+pub(crate) use trigger::globs;
+
 /// The most inputs of a pipeline.
 pub const INPUTS_MAX: usize = 64;
 

@@ -1,0 +1,899 @@
+//! The form of a pipeline in its file: the JSON Schema for editors, and printing.
+//!
+//! The comments of these types are what an editor shows, so they are written for
+//! the person who fills in the file. "One of" is an object with optional keys of
+//! which exactly one may stand: a serde enum would become `anyOf`, for which
+//! editors give false errors.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::definition::{
+    Action, Bake, Base, Check, Gate, HttpCheck, Input, InputValue, Pipeline, Rollout, Run,
+    SecretDelivery, SecretUse, Step, Test, Trigger,
+};
+use crate::document::print;
+use crate::units::Amount;
+
+/// Whether an optional key is left out.
+pub(crate) fn skip<T>(value: &Option<T>) -> bool {
+    value.is_none()
+}
+
+/// The schema of a type in the draft that editors know best, under the name `KIND.v1.json`.
+pub(crate) fn draft07<T: JsonSchema>(kind: &str) -> Value {
+    let settings = schemars::generate::SchemaSettings::draft07();
+    let mut schema = settings
+        .into_generator()
+        .into_root_schema_for::<T>()
+        .to_value();
+    if let Value::Object(map) = &mut schema {
+        map.insert(
+            "$id".to_owned(),
+            json!(format!("urn:oast:schema:{kind}:v1")),
+        );
+    }
+    widen(&mut schema);
+    schema
+}
+
+/// An optional key is left out, never `null`: takes `null` out of the types that schemars gives an `Option`.
+fn widen(schema: &mut Value) {
+    match schema {
+        Value::Object(map) => {
+            if let Some(Value::Array(types)) = map.get_mut("type") {
+                types.retain(|t| t != "null");
+                if let [only] = types.as_slice() {
+                    let only = only.clone();
+                    map.insert("type".to_owned(), only);
+                }
+            }
+            if let Some(Value::Array(choices)) = map.get_mut("anyOf") {
+                choices.retain(|choice| *choice != json!({ "type": "null" }));
+                if let [Value::Object(only)] = choices.as_slice() {
+                    let only = only.clone();
+                    map.remove("anyOf");
+                    if map.is_empty() {
+                        map.extend(only);
+                    } else {
+                        // Beside a `$ref` draft 7 reads nothing, so the two are joined by `allOf`.
+                        map.insert("allOf".to_owned(), json!([only]));
+                    }
+                }
+            }
+            if map.get("default") == Some(&Value::Null) {
+                map.remove("default");
+            }
+            // Formats such as `uint16` are no JSON Schema formats; the range is stated beside them.
+            if matches!(map.get("format"), Some(Value::String(format)) if format.starts_with("uint") || format.starts_with("int"))
+            {
+                map.remove("format");
+            }
+            map.values_mut().for_each(widen);
+        }
+        Value::Array(items) => items.iter_mut().for_each(widen),
+        _ => {}
+    }
+}
+
+/// A text, or a number or truth value that is read as the text that it is.
+#[derive(Debug, Serialize)]
+#[serde(transparent)]
+struct Text(String);
+
+impl JsonSchema for Text {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Text".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({
+            "description": "A text. Inputs may stand in it as ${{ inputs.NAME }}.",
+            "type": ["string", "number", "boolean"]
+        })
+    }
+}
+
+macro_rules! texts {
+    ($($(#[doc = $doc:literal])* $name:ident $pattern:literal;)*) => { $(
+        #[derive(Debug, Serialize)]
+        #[serde(transparent)]
+        struct $name(String);
+
+        impl JsonSchema for $name {
+            fn schema_name() -> std::borrow::Cow<'static, str> {
+                stringify!($name).into()
+            }
+
+            fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+                schemars::json_schema!({
+                    "description": concat!($($doc, " "),*).trim(),
+                    "type": "string",
+                    "pattern": $pattern
+                })
+            }
+        }
+    )* };
+}
+
+texts! {
+    /// A name: lower-case letters, digits and hyphens, a letter first.
+    Name "^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$";
+    /// A length of time with its unit, such as 250ms, 30s, 5m or 1h30m.
+    Length "^(0|([0-9]+d)?([0-9]+h)?([0-9]+m)?([0-9]+s)?([0-9]+ms)?)$";
+    /// A number of bytes in units of 1024, such as 512MiB or 4GiB.
+    Size "^(0|[0-9]+(B|KiB|MiB|GiB|TiB))$";
+}
+
+/// A count of instances such as 2, or a share of the fleet such as 25%.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum AmountText {
+    Count(u32),
+    Share(String),
+}
+
+impl JsonSchema for AmountText {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Amount".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({
+            "description": "A count of instances such as 2, or a share of the fleet such as 25%.",
+            "type": ["integer", "string"],
+            "minimum": 0,
+            "pattern": "^([0-9]+|([1-9][0-9]?|100)%)$"
+        })
+    }
+}
+
+/// How a commit becomes a machine image and the image becomes the running fleet.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(title = "Oast pipeline")]
+pub struct PipelineFile {
+    /// The version of this format.
+    #[schemars(extend("const" = "oast/v1"))]
+    api_version: String,
+    /// The pipeline's name, unique in its team.
+    name: Name,
+    /// The team that owns the pipeline, its image and the fleets that it names.
+    team: Name,
+    /// Values that a run may be given: `oast run --input NAME=VALUE`. Used as `${{ inputs.NAME }}`.
+    #[serde(skip_serializing_if = "skip")]
+    inputs: Option<BTreeMap<String, InputFile>>,
+    /// What starts a run by itself. Without triggers only `oast run` does.
+    #[serde(skip_serializing_if = "skip")]
+    triggers: Option<Vec<TriggerFile>>,
+    /// How the image is made.
+    bake: BakeFile,
+    /// What the image must pass before it is published, in order.
+    #[serde(skip_serializing_if = "skip")]
+    test: Option<Vec<TestFile>>,
+    /// The name and channel under which the image is published.
+    publish: PublishFile,
+    /// The fleets that get the image, in order.
+    #[serde(skip_serializing_if = "skip")]
+    rollout: Option<Vec<RolloutFile>>,
+}
+
+/// A value that a run may be given.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(rename = "Input")]
+struct InputFile {
+    /// The type of the value. Default: string.
+    #[serde(rename = "type", skip_serializing_if = "skip")]
+    #[schemars(extend("enum" = ["string", "bool", "number"]))]
+    kind: Option<String>,
+    /// The value when a run gives none.
+    #[serde(skip_serializing_if = "skip")]
+    #[schemars(extend("type" = ["string", "boolean", "integer"]))]
+    default: Option<Value>,
+    /// Whether a run must give a value. Default: false.
+    #[serde(skip_serializing_if = "skip")]
+    required: Option<bool>,
+    /// What people are told about it.
+    #[serde(skip_serializing_if = "skip")]
+    description: Option<String>,
+}
+
+/// What starts a run by itself: one of `git` and `cron`.
+#[derive(Debug, Default, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(rename = "Trigger", extend("minProperties" = 1, "maxProperties" = 1))]
+struct TriggerFile {
+    /// A push to the repository.
+    #[serde(skip_serializing_if = "skip")]
+    git: Option<GitFile>,
+    /// A calendar.
+    #[serde(skip_serializing_if = "skip")]
+    cron: Option<CronFile>,
+}
+
+/// A push to the repository.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(rename = "GitTrigger")]
+struct GitFile {
+    /// Globs of branch names. Default: every branch.
+    #[serde(skip_serializing_if = "skip")]
+    branches: Option<Vec<String>>,
+    /// Globs of changed files, such as `web/**`, of which one must match. Default: every file.
+    #[serde(skip_serializing_if = "skip")]
+    paths: Option<Vec<String>>,
+}
+
+/// A calendar.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(rename = "CronTrigger")]
+struct CronFile {
+    /// Five fields: minute, hour, day of the month, month, day of the week. `0 3 * * 1` is each Monday at three.
+    cron: String,
+    /// The IANA time zone of the fields, such as Europe/Berlin. Default: UTC.
+    #[serde(skip_serializing_if = "skip")]
+    timezone: Option<String>,
+}
+
+/// How the image is made.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(rename = "Bake")]
+struct BakeFile {
+    /// The system that the first step finds: a distribution and its release.
+    #[schemars(extend("enum" = ["debian-12", "debian-13", "ubuntu-22.04", "ubuntu-24.04"]))]
+    from: String,
+    /// What makes the image: `disk` works in layers on the worker, without a virtual machine. Default: disk.
+    #[serde(skip_serializing_if = "skip")]
+    #[schemars(extend("enum" = ["disk"]))]
+    engine: Option<String>,
+    /// The machine that the image is for. Default: amd64.
+    #[serde(skip_serializing_if = "skip")]
+    #[schemars(extend("enum" = ["amd64", "arm64"]))]
+    arch: Option<String>,
+    /// Where the base's packages are fetched from. Default: as the worker is set up.
+    #[serde(skip_serializing_if = "skip")]
+    mirror: Option<MirrorFile>,
+    /// The image's own package sources: a line of sources.list each.
+    #[serde(skip_serializing_if = "skip")]
+    sources: Option<Vec<Text>>,
+    /// Packages that the base is made with, perhaps as `name=version`.
+    #[serde(skip_serializing_if = "skip")]
+    packages: Option<Vec<Text>>,
+    /// The disk that is made at the end.
+    #[serde(skip_serializing_if = "skip")]
+    disk: Option<DiskFile>,
+    /// Environment variables of every step. They are not secret.
+    #[serde(skip_serializing_if = "skip")]
+    env: Option<BTreeMap<String, Text>>,
+    /// What is done to the base, in order. Each step is a layer: one that did not change is not done again.
+    #[serde(skip_serializing_if = "skip")]
+    steps: Option<Vec<StepFile>>,
+}
+
+/// Where the base's packages are fetched from.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(rename = "Mirror")]
+struct MirrorFile {
+    /// The archive's address: what holds `dists/`.
+    url: Text,
+    /// Parts of the archive. Default: main.
+    #[serde(skip_serializing_if = "skip")]
+    components: Option<Vec<String>>,
+    /// A file of the repository with the keys that sign the archive. Default: the worker's keyring.
+    #[serde(skip_serializing_if = "skip")]
+    keyring: Option<Text>,
+}
+
+/// The disk that is made at the end.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(rename = "Disk")]
+struct DiskFile {
+    /// Its size, a whole number of MiB. Default: the smallest that fits.
+    #[serde(skip_serializing_if = "skip")]
+    size: Option<Size>,
+}
+
+/// Another action beside a step's first one is refused where it stands.
+fn alone() -> Value {
+    let actions = ["run", "copy", "env", "workdir"];
+    let rules = actions.iter().map(|action| {
+        let others = actions.iter().filter(|other| *other != action);
+        let refused: BTreeMap<&str, bool> = others.map(|other| (*other, false)).collect();
+        (*action, json!({ "properties": refused }))
+    });
+    json!(rules.collect::<BTreeMap<_, _>>())
+}
+
+/// One thing that is done to the image: one of `run`, `copy`, `env` and `workdir`.
+#[derive(Debug, Default, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(rename = "Step", extend("minProperties" = 1, "maxProperties" = 3, "dependencies" = alone()))]
+struct StepFile {
+    /// What people see. Default: made from the action.
+    #[serde(skip_serializing_if = "skip")]
+    name: Option<Text>,
+    /// Runs commands inside the image: a text for the shell, or a map with more settings.
+    #[serde(skip_serializing_if = "skip")]
+    run: Option<RunFile>,
+    /// Secrets that the `run` beside it gets. They are never part of a layer or a log.
+    #[serde(skip_serializing_if = "skip")]
+    secrets: Option<Vec<SecretFile>>,
+    /// Copies files of the repository into the image.
+    #[serde(skip_serializing_if = "skip")]
+    copy: Option<CopyFile>,
+    /// Sets environment variables for the steps after it.
+    #[serde(skip_serializing_if = "skip")]
+    env: Option<BTreeMap<String, Text>>,
+    /// Sets the folder in which the steps after it run.
+    #[serde(skip_serializing_if = "skip")]
+    workdir: Option<Text>,
+}
+
+/// Commands that run inside the image.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum RunFile {
+    Short(String),
+    Long(Box<RunLong>),
+}
+
+impl JsonSchema for RunFile {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Run".into()
+    }
+
+    fn json_schema(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        // One schema for both forms: `properties` judges maps only, so no `anyOf` is needed.
+        let mut schema = RunLong::json_schema(generator);
+        schema.insert("type".to_owned(), json!(["string", "object"]));
+        schema.insert("minLength".to_owned(), json!(1));
+        schema
+    }
+}
+
+/// Commands that run inside the image.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct RunLong {
+    /// The text that the shell reads. Text inputs may not stand in it: give them by `env`.
+    command: Text,
+    /// The interpreter with its absolute path. Default: /bin/sh -e.
+    #[serde(skip_serializing_if = "skip")]
+    #[schemars(regex(pattern = "^/"))]
+    shell: Option<String>,
+    /// After this the step has failed. Default: 30m.
+    #[serde(skip_serializing_if = "skip")]
+    timeout: Option<Length>,
+    /// How often a failed command is tried again, each time from where the step began. Default: 0.
+    #[serde(skip_serializing_if = "skip")]
+    #[schemars(range(max = 10))]
+    retries: Option<u32>,
+    /// What the step may reach: nothing, public addresses through the engine's proxy, or (where the
+    /// operator allows it) whatever the worker reaches. Default: proxy.
+    #[serde(skip_serializing_if = "skip")]
+    #[schemars(extend("enum" = ["none", "proxy", "host"]))]
+    network: Option<String>,
+}
+
+/// A secret that a step gets: its name, and one of `env` and `file`.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(rename = "SecretUse", extend("minProperties" = 2, "maxProperties" = 2))]
+struct SecretFile {
+    /// The team's secret, set by `oast secret set NAME`.
+    name: Name,
+    /// The environment variable in which the step finds it.
+    #[serde(skip_serializing_if = "skip")]
+    env: Option<String>,
+    /// The name of the file, under $OAST_SECRETS, in which the step finds it.
+    #[serde(skip_serializing_if = "skip")]
+    file: Option<String>,
+}
+
+/// Files of the repository that are copied into the image.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(rename = "Copy")]
+struct CopyFile {
+    /// A file or folder, from the top of the repository.
+    from: Text,
+    /// An absolute path in the image. The content of a folder lands in it.
+    to: Text,
+    /// Permission bits of the copied files in octal, such as "0644". Default: as in the repository.
+    #[serde(skip_serializing_if = "skip")]
+    #[schemars(extend("type" = ["string", "integer"]))]
+    mode: Option<String>,
+    /// `user` or `user:group`, as the image knows them. Default: root.
+    #[serde(skip_serializing_if = "skip")]
+    owner: Option<String>,
+}
+
+/// What the image must pass: one of `static` and `boot`.
+#[derive(Debug, Default, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(rename = "Test", extend("minProperties" = 1, "maxProperties" = 1))]
+struct TestFile {
+    /// The disk and the files in it are sound; nothing is started.
+    #[serde(rename = "static", skip_serializing_if = "skip")]
+    still: Option<StaticFile>,
+    /// The image is started and checked.
+    #[serde(skip_serializing_if = "skip")]
+    boot: Option<BootFile>,
+}
+
+/// The disk and the files in it are sound. It has no settings: write `static: {}`.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "StaticTest")]
+struct StaticFile {}
+
+/// The image is started and checked.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(rename = "BootTest")]
+struct BootFile {
+    /// All checks must have passed by then. Default: 3m.
+    #[serde(skip_serializing_if = "skip")]
+    timeout: Option<Length>,
+    /// What is checked, in order.
+    #[serde(skip_serializing_if = "skip")]
+    checks: Option<Vec<CheckFile>>,
+}
+
+/// One thing that is checked: one of `http`, `tcp`, `command`, `systemdUnit` and `file`.
+#[derive(Debug, Default, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(rename = "Check", extend("minProperties" = 1, "maxProperties" = 1))]
+struct CheckFile {
+    /// A page is served.
+    #[serde(skip_serializing_if = "skip")]
+    http: Option<HttpCheckFile>,
+    /// A port accepts a connection.
+    #[serde(skip_serializing_if = "skip")]
+    tcp: Option<TcpFile>,
+    /// A command inside the image ends with status 0.
+    #[serde(skip_serializing_if = "skip")]
+    command: Option<Text>,
+    /// A systemd unit is active.
+    #[serde(skip_serializing_if = "skip")]
+    systemd_unit: Option<Text>,
+    /// A file exists.
+    #[serde(skip_serializing_if = "skip")]
+    file: Option<FileCheckFile>,
+}
+
+/// A page is served.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(rename = "HttpCheck")]
+struct HttpCheckFile {
+    /// The port on the instance.
+    #[schemars(range(min = 1))]
+    port: u16,
+    /// Path and query. Default: `/`.
+    #[serde(skip_serializing_if = "skip")]
+    path: Option<Text>,
+    /// The status that is good. Default: 200.
+    #[serde(skip_serializing_if = "skip")]
+    #[schemars(range(min = 100, max = 599))]
+    status: Option<u16>,
+    /// A text that must be in the body.
+    #[serde(skip_serializing_if = "skip")]
+    contains: Option<Text>,
+    /// How long one request may take. Default: 2s.
+    #[serde(skip_serializing_if = "skip")]
+    timeout: Option<Length>,
+}
+
+/// Each replaced instance serves this page.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(rename = "HttpGate")]
+struct HttpGateFile {
+    /// The port on the instance. Default: the port that the fleet serves.
+    #[serde(skip_serializing_if = "skip")]
+    #[schemars(range(min = 1))]
+    port: Option<u16>,
+    /// Path and query. Default: `/`.
+    #[serde(skip_serializing_if = "skip")]
+    path: Option<Text>,
+    /// The status that is good. Default: 200.
+    #[serde(skip_serializing_if = "skip")]
+    #[schemars(range(min = 100, max = 599))]
+    status: Option<u16>,
+    /// A text that must be in the body.
+    #[serde(skip_serializing_if = "skip")]
+    contains: Option<Text>,
+    /// How long one request may take. Default: 2s.
+    #[serde(skip_serializing_if = "skip")]
+    timeout: Option<Length>,
+}
+
+/// A port accepts a connection.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "TcpCheck")]
+struct TcpFile {
+    /// The port on the instance.
+    #[schemars(range(min = 1))]
+    port: u16,
+}
+
+/// A file exists.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "FileCheck")]
+struct FileCheckFile {
+    /// Its absolute path in the image.
+    path: Text,
+    /// A text that must be in it.
+    #[serde(skip_serializing_if = "skip")]
+    contains: Option<Text>,
+}
+
+/// The name and channel under which the image is published.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "Publish")]
+struct PublishFile {
+    /// The image that gets a new version.
+    image: Name,
+    /// The channel that then points to the new version, such as `candidate`.
+    channel: Name,
+    /// Regions that get a copy. Default: where it was baked.
+    #[serde(skip_serializing_if = "skip")]
+    regions: Option<Vec<Name>>,
+}
+
+/// A fleet that gets the image.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(rename = "Rollout")]
+struct RolloutFile {
+    /// The fleet, made by `oast apply`.
+    fleet: Name,
+    /// How many instances at a time, and how long to wait.
+    #[serde(skip_serializing_if = "skip")]
+    strategy: Option<StrategyFile>,
+    /// What must be good before the next batch.
+    #[serde(skip_serializing_if = "skip")]
+    gates: Option<Vec<GateFile>>,
+    /// What happens when a gate shuts or an instance does not get healthy: everything goes back, or
+    /// the rollout waits for a person. Default: rollback.
+    #[serde(skip_serializing_if = "skip")]
+    #[schemars(extend("enum" = ["rollback", "pause"]))]
+    on_failure: Option<String>,
+}
+
+/// How many instances at a time, and how long to wait.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(rename = "Strategy")]
+struct StrategyFile {
+    /// The first batch. Default: 1.
+    #[serde(skip_serializing_if = "skip")]
+    canary: Option<AmountText>,
+    /// Each batch after it. Default: 25%.
+    #[serde(skip_serializing_if = "skip")]
+    batch: Option<AmountText>,
+    /// How many of the fleet's instances may be out of service at once, whatever the reason. Default: 1.
+    #[serde(skip_serializing_if = "skip")]
+    max_unavailable: Option<AmountText>,
+    /// How long a batch must stay healthy before the next. Default: 30s.
+    #[serde(skip_serializing_if = "skip")]
+    soak: Option<Length>,
+    /// How long a replaced instance may take to become healthy. Default: 5m.
+    #[serde(skip_serializing_if = "skip")]
+    healthy_deadline: Option<Length>,
+    /// Extra instances during the rollout. Only 0 in this version.
+    #[serde(skip_serializing_if = "skip")]
+    max_surge: Option<AmountText>,
+}
+
+/// What must be good before the next batch.
+#[derive(Debug, Default, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(rename = "Gate", extend("minProperties" = 1, "maxProperties" = 1))]
+struct GateFile {
+    /// Each replaced instance serves this page.
+    #[serde(skip_serializing_if = "skip")]
+    http: Option<HttpGateFile>,
+}
+
+/// The JSON Schema of a pipeline file.
+pub fn schema() -> Value {
+    draft07::<PipelineFile>("pipeline")
+}
+
+/// The pipeline in the form of its file, every default written out.
+pub fn to_value(pipeline: &Pipeline) -> Value {
+    serde_json::to_value(pipeline_file(pipeline)).expect("texts, numbers and lists are always JSON")
+}
+
+/// The pipeline as a YAML file.
+pub fn to_yaml(pipeline: &Pipeline) -> String {
+    print::yaml(&to_value(pipeline))
+}
+
+fn filled<T>(list: Vec<T>) -> Option<Vec<T>> {
+    Some(list).filter(|list| !list.is_empty())
+}
+
+fn words(texts: &[String]) -> Option<Vec<String>> {
+    filled(texts.to_vec())
+}
+
+fn texts(texts: &[String]) -> Option<Vec<Text>> {
+    filled(texts.iter().cloned().map(Text).collect())
+}
+
+fn name(name: impl AsRef<str>) -> Name {
+    Name(name.as_ref().to_owned())
+}
+
+fn text(text: &str) -> Text {
+    Text(text.to_owned())
+}
+
+fn amount(amount: Amount) -> AmountText {
+    match amount {
+        Amount::Count(count) => AmountText::Count(count),
+        Amount::Percent(_) => AmountText::Share(amount.to_string()),
+    }
+}
+
+fn length(span: crate::units::TimeSpan) -> Option<Length> {
+    Some(Length(span.to_string()))
+}
+
+fn variables(env: &BTreeMap<String, String>) -> BTreeMap<String, Text> {
+    env.iter()
+        .map(|(name, value)| (name.clone(), text(value)))
+        .collect()
+}
+
+fn pipeline_file(pipeline: &Pipeline) -> PipelineFile {
+    let inputs: BTreeMap<String, InputFile> = pipeline
+        .inputs
+        .iter()
+        .map(|(name, input)| (name.clone(), input_file(input)))
+        .collect();
+    PipelineFile {
+        api_version: pipeline.api_version.as_str().to_owned(),
+        name: name(&pipeline.name),
+        team: name(&pipeline.team),
+        inputs: Some(inputs).filter(|inputs| !inputs.is_empty()),
+        triggers: filled(pipeline.triggers.iter().map(trigger_file).collect()),
+        bake: bake_file(&pipeline.bake),
+        test: filled(pipeline.test.iter().map(test_file).collect()),
+        publish: PublishFile {
+            image: name(&pipeline.publish.image),
+            channel: name(&pipeline.publish.channel),
+            regions: filled(pipeline.publish.regions.iter().map(name).collect()),
+        },
+        rollout: filled(pipeline.rollout.iter().map(rollout_file).collect()),
+    }
+}
+
+fn input_file(input: &Input) -> InputFile {
+    InputFile {
+        kind: Some(input.kind.as_str().to_owned()),
+        default: input.default.as_ref().map(|default| match default {
+            InputValue::String(text) => json!(text),
+            InputValue::Bool(yes) => json!(yes),
+            InputValue::Number(number) => json!(number),
+        }),
+        required: input.required.then_some(true),
+        description: input.description.clone(),
+    }
+}
+
+fn trigger_file(trigger: &Trigger) -> TriggerFile {
+    match trigger {
+        Trigger::Git(git) => {
+            let git = GitFile {
+                branches: words(&git.branches),
+                paths: words(&git.paths),
+            };
+            TriggerFile {
+                git: Some(git),
+                ..TriggerFile::default()
+            }
+        }
+        Trigger::Cron(cron) => {
+            let cron = CronFile {
+                cron: cron.cron.clone(),
+                timezone: Some(cron.timezone.clone()),
+            };
+            TriggerFile {
+                cron: Some(cron),
+                ..TriggerFile::default()
+            }
+        }
+    }
+}
+
+fn bake_file(bake: &Bake) -> BakeFile {
+    BakeFile {
+        from: match &bake.from {
+            base @ Base::Distribution { .. } => base.to_string(),
+            // Not in this version's files; a record of a newer one is still shown.
+            Base::Image { image, channel } => format!("{image}@{channel}"),
+        },
+        engine: None,
+        arch: Some(bake.arch.as_str().to_owned()),
+        mirror: bake.mirror.as_ref().map(|mirror| MirrorFile {
+            url: text(&mirror.url),
+            components: words(&mirror.components),
+            keyring: mirror.keyring.as_deref().map(text),
+        }),
+        sources: texts(&bake.sources),
+        packages: texts(&bake.packages),
+        disk: bake.disk.size.map(|size| DiskFile {
+            size: Some(Size(size.to_string())),
+        }),
+        env: Some(variables(&bake.env)).filter(|env| !env.is_empty()),
+        steps: filled(bake.steps.iter().map(step_file).collect()),
+    }
+}
+
+fn step_file(step: &Step) -> StepFile {
+    let mut file = StepFile {
+        name: step.name.as_deref().map(text),
+        ..StepFile::default()
+    };
+    match &step.action {
+        Action::Run(run) => {
+            file.secrets = filled(run.secrets.iter().map(secret_file).collect());
+            file.run = Some(run_file(run));
+        }
+        Action::Copy(copy) => {
+            file.copy = Some(CopyFile {
+                from: text(&copy.from),
+                to: text(&copy.to),
+                mode: copy.mode.map(|mode| format!("{mode:04o}")),
+                owner: copy.owner.clone(),
+            });
+        }
+        Action::Env(env) => file.env = Some(variables(env)),
+        Action::Workdir(path) => file.workdir = Some(text(path)),
+    }
+    file
+}
+
+fn run_file(run: &Run) -> RunFile {
+    let usual = Run {
+        secrets: run.secrets.clone(),
+        ..Run::new(run.command.clone())
+    };
+    if *run == usual {
+        return RunFile::Short(run.command.clone());
+    }
+    RunFile::Long(Box::new(RunLong {
+        command: text(&run.command),
+        shell: Some(run.shell.clone()).filter(|shell| *shell != usual.shell),
+        timeout: length(run.timeout),
+        retries: Some(run.retries).filter(|retries| *retries > 0),
+        network: Some(run.network.as_str().to_owned()),
+    }))
+}
+
+fn secret_file(secret: &SecretUse) -> SecretFile {
+    let (env, file) = match &secret.delivery {
+        SecretDelivery::Env(variable) => (Some(variable.clone()), None),
+        SecretDelivery::File(file) => (None, Some(file.clone())),
+    };
+    SecretFile {
+        name: name(&secret.name),
+        env,
+        file,
+    }
+}
+
+fn test_file(test: &Test) -> TestFile {
+    match test {
+        Test::Static(_) => TestFile {
+            still: Some(StaticFile {}),
+            ..TestFile::default()
+        },
+        Test::Boot(boot) => {
+            let checks = filled(boot.checks.iter().map(check_file).collect());
+            TestFile {
+                boot: Some(BootFile {
+                    timeout: length(boot.timeout),
+                    checks,
+                }),
+                ..TestFile::default()
+            }
+        }
+    }
+}
+
+fn check_file(check: &Check) -> CheckFile {
+    let none = CheckFile::default();
+    match check {
+        Check::Http(http) => {
+            let http = HttpCheckFile {
+                // A check always has one; its checker says so.
+                port: http.port.unwrap_or(80),
+                path: Some(text(&http.path)),
+                status: Some(http.status),
+                contains: http.contains.as_deref().map(text),
+                timeout: length(http.timeout),
+            };
+            CheckFile {
+                http: Some(http),
+                ..none
+            }
+        }
+        Check::Tcp { port } => CheckFile {
+            tcp: Some(TcpFile { port: *port }),
+            ..none
+        },
+        Check::Command(command) => CheckFile {
+            command: Some(text(command)),
+            ..none
+        },
+        Check::SystemdUnit(unit) => CheckFile {
+            systemd_unit: Some(text(unit)),
+            ..none
+        },
+        Check::File { path, contains } => {
+            let file = FileCheckFile {
+                path: text(path),
+                contains: contains.as_deref().map(text),
+            };
+            CheckFile {
+                file: Some(file),
+                ..none
+            }
+        }
+    }
+}
+
+fn rollout_file(rollout: &Rollout) -> RolloutFile {
+    let strategy = &rollout.strategy;
+    RolloutFile {
+        fleet: name(&rollout.fleet),
+        strategy: Some(StrategyFile {
+            canary: Some(amount(strategy.canary)),
+            batch: Some(amount(strategy.batch)),
+            max_unavailable: Some(amount(strategy.max_unavailable)),
+            soak: length(strategy.soak),
+            healthy_deadline: length(strategy.healthy_deadline),
+            max_surge: Some(strategy.max_surge)
+                .filter(|surge| !surge.is_zero())
+                .map(amount),
+        }),
+        gates: filled(rollout.gates.iter().filter_map(gate_file).collect()),
+        on_failure: Some(rollout.on_failure.as_str().to_owned()),
+    }
+}
+
+/// None for a gate that this version's files do not have.
+fn gate_file(gate: &Gate) -> Option<GateFile> {
+    match gate {
+        Gate::Http(http) => Some(GateFile {
+            http: Some(http_gate(http)),
+        }),
+        Gate::Prometheus(_) => None,
+    }
+}
+
+fn http_gate(http: &HttpCheck) -> HttpGateFile {
+    HttpGateFile {
+        port: http.port,
+        path: Some(text(&http.path)),
+        status: Some(http.status),
+        contains: http.contains.as_deref().map(text),
+        timeout: length(http.timeout),
+    }
+}
