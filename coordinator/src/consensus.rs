@@ -26,6 +26,7 @@ pub mod driver;
 pub mod entry;
 pub mod halt;
 pub mod handle;
+pub mod ledger;
 mod logger;
 pub mod machine;
 pub mod open;

@@ -1,0 +1,145 @@
+//! The farm's ledger as the replicated machine.
+//!
+//! Commands stand in the log as MessagePack of [`Request`] under the command's kind; the
+//! ledger decides, this only carries between the two vocabularies.
+
+use std::ops::Deref;
+
+use bytes::Bytes;
+use oast_model::codec;
+use oast_model::ids::Seq;
+use oast_model::ledger::{Applied, Command, HistoryRecord, Ledger, Request};
+use oast_model::time::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::machine::{
+    Changes, EncodedCommand, LoadError, Machine, Position, Record, Undecodable, View,
+};
+
+/// The ledger and nothing else.
+#[derive(Debug)]
+pub struct LedgerMachine {
+    ledger: Ledger,
+}
+
+/// The ledger at one position, shared with every reader.
+#[derive(Clone, Debug)]
+pub struct LedgerView(Ledger);
+
+impl Deref for LedgerView {
+    type Target = Ledger;
+
+    fn deref(&self) -> &Ledger {
+        &self.0
+    }
+}
+
+impl View for LedgerView {
+    fn records(&self) -> Box<dyn Iterator<Item = Record> + '_> {
+        Box::new(self.0.records())
+    }
+
+    fn digest(&self) -> [u8; 32] {
+        let mut digest = [0; 32];
+        digest[..16].copy_from_slice(&self.0.digest().to_bytes());
+        digest
+    }
+}
+
+/// A record of what is over, as the history keeps it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Archived {
+    /// When it went to history.
+    pub seq: Seq,
+    /// `r` for a run, `o` for a rollout.
+    pub kind: u8,
+    /// The sequence in its id.
+    pub id: Seq,
+    /// The encoded record.
+    pub bytes: Vec<u8>,
+}
+
+impl From<HistoryRecord> for Archived {
+    fn from(record: HistoryRecord) -> Archived {
+        let HistoryRecord {
+            seq,
+            kind,
+            id,
+            bytes,
+        } = record;
+        Archived {
+            seq,
+            kind,
+            id,
+            bytes,
+        }
+    }
+}
+
+impl Machine for LedgerMachine {
+    type Command = Request;
+    type Answer = Applied;
+    type View = LedgerView;
+
+    fn encode(command: &Request) -> EncodedCommand {
+        EncodedCommand {
+            kind: command.command.kind(),
+            body: codec::encode(command).into(),
+        }
+    }
+
+    fn decode(kind: u32, body: &Bytes) -> Result<Request, Undecodable> {
+        if kind == 0 || kind > Command::LAST_KIND {
+            let problem = format!("kinds up to {} are known", Command::LAST_KIND);
+            return Err(Undecodable { kind, problem });
+        }
+        codec::decode(body).map_err(|err| Undecodable {
+            kind,
+            problem: super::chain(&err),
+        })
+    }
+
+    fn apply(&mut self, at: Position, command: Request) -> Applied {
+        self.ledger
+            .apply(Timestamp::from_millis(at.now_ms), command)
+    }
+
+    fn take_changes(&mut self) -> Changes {
+        let changes = self.ledger.drain();
+        Changes {
+            records: changes
+                .records
+                .into_iter()
+                .map(|change| (change.key, change.value))
+                .collect(),
+            history: changes
+                .history
+                .into_iter()
+                .map(|record| codec::encode(&Archived::from(record)))
+                .collect(),
+        }
+    }
+
+    fn view(&self) -> LedgerView {
+        LedgerView(self.ledger.clone())
+    }
+
+    fn load(
+        records: &mut dyn Iterator<Item = Result<Record, String>>,
+    ) -> Result<LedgerMachine, LoadError> {
+        let mut ledger = Ledger::for_loading();
+        let mut any = false;
+        for record in records {
+            let (key, value) = record.map_err(|problem| LoadError { problem })?;
+            ledger.load(&key, &value).map_err(|err| LoadError {
+                problem: super::chain(&err),
+            })?;
+            any = true;
+        }
+        if !any {
+            ledger = Ledger::new();
+        }
+        ledger.finish_loading();
+        Ok(LedgerMachine { ledger })
+    }
+}
