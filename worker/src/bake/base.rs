@@ -28,6 +28,7 @@ use oast_daemon::clock::SharedClock;
 pub mod apt_conf;
 pub mod archive;
 pub mod configure;
+pub mod confine;
 pub mod database;
 pub mod deb;
 pub mod distribution;
