@@ -1,4 +1,5 @@
 //! The coordinator: replicated decisions and the interfaces to them.
 
 pub mod consensus;
+pub mod farm;
 pub mod store;
