@@ -17,6 +17,7 @@ mod launch;
 mod loopback;
 mod message;
 mod monitor;
+pub mod netns;
 pub mod proxy;
 mod spec;
 mod stage;

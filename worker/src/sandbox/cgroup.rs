@@ -120,9 +120,7 @@ fn remove_tree(folder: &Path) -> Result<(), Fault> {
     for _ in 0..REMOVE_TRIES {
         last = remove_folders(folder);
         match &last {
-            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
-                std::thread::sleep(REMOVE_PAUSE)
-            }
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => pause(),
             _ => break,
         }
     }
@@ -130,6 +128,14 @@ fn remove_tree(folder: &Path) -> Result<(), Fault> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other.at("rmdir control group", folder),
     }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "waits for the kernel, in helpers that have no clock to hand"
+)]
+fn pause() {
+    std::thread::sleep(REMOVE_PAUSE);
 }
 
 /// Folders only, deepest first: the files in them cannot be removed and need not be.

@@ -102,9 +102,14 @@ impl Launcher {
     }
 
     /// Returns when the command has been started, or says which call failed.
-    pub async fn spawn(&self, spec: Spec, output: Output) -> Result<Sandbox, SandboxError> {
+    pub async fn spawn(&self, mut spec: Spec, output: Output) -> Result<Sandbox, SandboxError> {
         if spec.network == Network::Host && !self.host_network {
             return Err(SandboxError::HostNetwork);
+        }
+        if spec.network == Network::Proxy {
+            for (key, value) in super::proxy::environment() {
+                spec.env.entry(key).or_insert(value);
+            }
         }
         let mode = spec.init;
         let talk = SandboxError::Talk;

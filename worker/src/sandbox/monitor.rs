@@ -9,6 +9,7 @@
 //! launcher (worker, local cloud) --socket--> monitor --socket--> process 1 inside --fork--> command
 //! ```
 
+use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use oast_daemon::isolate::proc::{self, Forked};
@@ -32,7 +33,7 @@ pub fn entry() -> ! {
         Ok(()) => 0,
         Err(fault) => {
             // Nobody can be told in a better way: the socket itself is what failed.
-            eprintln!("oast sandbox: {fault}");
+            let _ = writeln!(std::io::stderr(), "oast sandbox: {fault}");
             1
         }
     };
