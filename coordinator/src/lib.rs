@@ -2,4 +2,6 @@
 
 pub mod consensus;
 pub mod farm;
+pub mod leader;
+pub mod secrets;
 pub mod store;

@@ -1,0 +1,307 @@
+//! The worker's end of the leader: one stream per worker, served by whichever member leads.
+
+use std::collections::BTreeSet;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use oast_daemon::clock::timeout;
+use oast_daemon::task::TaskKind;
+use oast_model::codec;
+use oast_model::fleet::Observation;
+use oast_model::ids::{Seq, Token};
+use oast_model::ledger::{Command, Request};
+use oast_model::names::{FleetName, WorkerName};
+use oast_model::principal::{Principal, PrincipalKind};
+use oast_model::schedule::Session;
+use oast_model::task::Report;
+use oast_proto::worker::v1 as wire;
+use oast_proto::worker::v1::from_worker::Message as From;
+use oast_proto::worker::v1::to_worker::Message as To;
+use oast_proto::worker::v1::workers_server::Workers;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{Stream, StreamExt};
+use tonic::{Response, Status, Streaming};
+use tracing::{info, warn};
+
+use super::Leader;
+use super::desk::{Connected, SessionId};
+use crate::farm::WriteError;
+
+/// Messages that may wait for a slow worker before its session is ended.
+const OUTBOX: usize = 256;
+/// How long a worker may take to say who it is.
+const HELLO_DEADLINE: Duration = Duration::from_secs(10);
+/// Most tasks that a worker may offer to run side by side.
+const SLOTS_MAX: u32 = 1024;
+/// Most layer keys that are asked for at once.
+const KEYS_MAX: usize = 1000;
+
+type Outbox = mpsc::Sender<Result<wire::ToWorker, Status>>;
+
+/// The service, on every member.
+#[derive(Clone, Debug)]
+pub struct WorkerService {
+    leader: Arc<Leader>,
+}
+
+impl WorkerService {
+    /// Serves sessions for `leader`.
+    pub fn new(leader: Arc<Leader>) -> WorkerService {
+        WorkerService { leader }
+    }
+
+    fn authenticate(&self, metadata: &tonic::metadata::MetadataMap) -> Result<(), Status> {
+        let token = metadata
+            .get("authorization")
+            .and_then(|value| value.to_str().ok())
+            .and_then(|value| value.strip_prefix("Bearer "))
+            .ok_or_else(|| Status::unauthenticated("a worker's token is needed"))?;
+        let hash = blake3::hash(token.as_bytes()).to_hex().to_string();
+        let view = self.leader.farm.view();
+        match view.token(&hash) {
+            Some(known) if known.principal.kind == PrincipalKind::Worker => Ok(()),
+            Some(_) => Err(Status::permission_denied("this token is no worker's")),
+            None => Err(Status::unauthenticated("this token is not known here")),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Workers for WorkerService {
+    type SessionStream = Pin<Box<dyn Stream<Item = Result<wire::ToWorker, Status>> + Send>>;
+
+    async fn session(
+        &self,
+        request: tonic::Request<Streaming<wire::FromWorker>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        self.authenticate(request.metadata())?;
+        let (to, outbox) = mpsc::channel(OUTBOX);
+        let leader = Arc::clone(&self.leader);
+        let incoming = request.into_inner();
+        self.leader
+            .tasks
+            .spawn("worker-session", TaskKind::BACKGROUND, async move {
+                if let Err(status) = leader.serve_session(incoming, &to).await {
+                    // The worker is gone or will read it; either way nothing is left to do.
+                    let _ = to.send(Err(status)).await;
+                }
+            });
+        Ok(Response::new(Box::pin(ReceiverStream::new(outbox))))
+    }
+
+    async fn find_layers(
+        &self,
+        request: tonic::Request<wire::FindLayersRequest>,
+    ) -> Result<Response<wire::FindLayersResponse>, Status> {
+        self.authenticate(request.metadata())?;
+        let keys = request.into_inner().keys;
+        if keys.len() > KEYS_MAX {
+            return Err(Status::invalid_argument(format!(
+                "at most {KEYS_MAX} keys at once"
+            )));
+        }
+        let view = self
+            .leader
+            .farm
+            .read()
+            .await
+            .map_err(|e| Status::unavailable(e.to_string()))?;
+        let layers = keys
+            .iter()
+            .filter_map(|key| view.layers().get(&key.parse().ok()?))
+            .map(|layer| codec::encode(layer).into())
+            .collect();
+        Ok(Response::new(wire::FindLayersResponse { layers }))
+    }
+}
+
+impl Leader {
+    async fn serve_session(
+        self: &Arc<Self>,
+        mut incoming: Streaming<wire::FromWorker>,
+        to: &Outbox,
+    ) -> Result<(), Status> {
+        let Some(term) = self.farm.leading() else {
+            let leader = self.farm.leader_address().unwrap_or_default();
+            return say(to, To::Redirect(wire::Redirect { leader })).await;
+        };
+        let hello = match timeout(&*self.clock, HELLO_DEADLINE, incoming.next()).await {
+            Ok(Some(Ok(wire::FromWorker {
+                message: Some(From::Hello(hello)),
+            }))) => hello,
+            Ok(Some(Err(status))) => return Err(status),
+            Ok(None) => return Ok(()),
+            _ => return Err(Status::invalid_argument("a session begins with Hello")),
+        };
+        let worker = WorkerName::new(hello.name.clone())
+            .map_err(|err| Status::invalid_argument(err.to_string()))?;
+        let incarnation = hello.incarnation;
+        // In the log before anything is granted to it: its predecessor's leases end here.
+        let command = Command::BeginIncarnation {
+            worker: worker.clone(),
+            incarnation,
+        };
+        self.farm
+            .lead(command)
+            .await
+            .map_err(|err| Status::unavailable(err.to_string()))?;
+        let id = self.admit(term, hello, worker.clone(), to)?;
+        info!(worker_id = %worker, incarnation, "Worker connected.");
+        let welcome = wire::Welcome {
+            term,
+            applied: self.farm.view().seq().as_u64(),
+            heartbeat_ms: millis(self.options.heartbeat),
+            lease_ttl_ms: millis(self.options.lease_ttl),
+        };
+        say(to, To::Welcome(welcome)).await?;
+        self.wake.notify_one();
+        let result = self.listen(id, &worker, incoming, to).await;
+        self.desk().disconnect(id);
+        self.wake.notify_one();
+        info!(worker_id = %worker, incarnation, "Worker's session ended.");
+        result
+    }
+
+    fn admit(
+        &self,
+        term: u64,
+        hello: wire::Hello,
+        worker: WorkerName,
+        to: &Outbox,
+    ) -> Result<SessionId, Status> {
+        let now = self.clock.monotonic();
+        let mut desk = self.desk();
+        desk.enter(self.farm.leading(), now);
+        if desk.term() != Some(term) {
+            return Err(Status::unavailable("the leader changed"));
+        }
+        let session = Session {
+            worker,
+            incarnation: hello.incarnation,
+            region: hello.region,
+            arch: hello.arch,
+            capabilities: hello.capabilities.into_iter().collect(),
+            providers: hello.providers.into_iter().collect(),
+            slots: hello.slots.min(SLOTS_MAX),
+            cached: BTreeSet::new(),
+            cordoned: false,
+        };
+        let connected = Connected {
+            session,
+            version: hello.version,
+            connected_at: self.clock.wall(),
+            to: to.clone(),
+            told: hello.held.into_iter().map(Seq::from_u64).collect(),
+            watching: Vec::new(),
+        };
+        Ok(desk.connect(connected, now))
+    }
+
+    async fn listen(
+        self: &Arc<Self>,
+        id: SessionId,
+        worker: &WorkerName,
+        mut incoming: Streaming<wire::FromWorker>,
+        to: &Outbox,
+    ) -> Result<(), Status> {
+        while let Some(message) = incoming.next().await {
+            let Some(message) = message?.message else {
+                continue;
+            };
+            if !self.desk().hear(id, self.clock.monotonic()) {
+                return Err(Status::unavailable(
+                    "this session was replaced or the leader changed",
+                ));
+            }
+            match message {
+                From::Hello(_) => return Err(Status::invalid_argument("Hello comes once")),
+                From::Heartbeat(beat) => {
+                    if let Some(connected) = self.desk().session_mut(id) {
+                        connected.session.cached = beat
+                            .cached_layers
+                            .iter()
+                            .filter_map(|key| key.parse().ok())
+                            .collect();
+                    }
+                    say(
+                        to,
+                        To::Alive(wire::Alive {
+                            number: beat.number,
+                        }),
+                    )
+                    .await?;
+                }
+                From::Report(report) => {
+                    let ack = self.record(worker, report).await?;
+                    say(to, To::Ack(ack)).await?;
+                    self.wake.notify_one();
+                }
+                From::Observation(observation) => self.note_observation(id, observation),
+            }
+        }
+        Ok(())
+    }
+
+    /// Brings a report into the log. An error ends the session: the worker repeats it elsewhere.
+    async fn record(&self, worker: &WorkerName, report: wire::Report) -> Result<wire::Ack, Status> {
+        let number = report.number;
+        let body: Report =
+            codec::decode(&report.body).map_err(|err| Status::invalid_argument(err.to_string()))?;
+        let token: Token = Seq::from_u64(report.token);
+        let request = Request {
+            principal: Principal::worker(worker.as_str()),
+            request_id: None,
+            command: Command::Report {
+                token,
+                report: Box::new(body),
+            },
+        };
+        let applied = self
+            .farm
+            .handle()
+            .propose(&request)
+            .await
+            .map_err(|err| Status::unavailable(err.to_string()))?;
+        Ok(match applied.answer.result {
+            Ok(_) => wire::Ack {
+                number,
+                seq: applied.answer.seq.as_u64(),
+                refused: String::new(),
+            },
+            Err(rejected) => {
+                warn!(worker_id = %worker, lease_token = %token, %rejected, "Report refused.");
+                wire::Ack {
+                    number,
+                    seq: 0,
+                    refused: WriteError::Rejected(rejected).to_string(),
+                }
+            }
+        })
+    }
+
+    fn note_observation(&self, id: SessionId, message: wire::Observation) {
+        let (Ok(fleet), Ok(observation)) = (
+            FleetName::new(message.fleet),
+            codec::decode::<Observation>(&message.body),
+        ) else {
+            warn!("An observation could not be read.");
+            return;
+        };
+        self.desk().observe(id, fleet, observation);
+        self.wake.notify_one();
+    }
+}
+
+async fn say(to: &Outbox, message: To) -> Result<(), Status> {
+    to.send(Ok(wire::ToWorker {
+        message: Some(message),
+    }))
+    .await
+    .map_err(|_| Status::cancelled("the worker left"))
+}
+
+fn millis(duration: Duration) -> u32 {
+    u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
+}
