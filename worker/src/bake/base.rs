@@ -494,8 +494,7 @@ impl<'a> Work<'a> {
             let reason = format!("{} is not UTF-8", path.display());
             made(std::io::Error::other(reason))
         })?;
-        let tree = unpack::make_root(&path, self.context.host_base, self.distribution.merged, 0)
-            .map_err(made)?;
+        let tree = unpack::make_root(&path, 0, self.distribution.merged, 0).map_err(made)?;
         self.unpack(&tree, &plan, &files)?;
         match std::fs::rename(&path, &folder) {
             // Another task made the same folder meanwhile; its content is the same.
