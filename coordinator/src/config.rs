@@ -1,0 +1,134 @@
+//! The configuration of a member: `oast coordinator --config FILE`.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use oast_daemon::config::{Problems, TimeSpan, Validate};
+use oast_daemon::serve::Limits;
+use oast_daemon::telemetry::Log;
+use serde::Deserialize;
+
+/// The configuration file of a member, in TOML.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CoordinatorConfig {
+    /// Name of the farm; the same on every member. Members of another farm are refused.
+    pub farm: String,
+    /// Our id in the group, from 1. Never used again for another data directory.
+    pub member: u64,
+    /// Every member of the farm's first configuration by id, as `host:port`; the same list on
+    /// each of them, this member included.
+    pub peers: BTreeMap<String, String>,
+    /// Address of the one port for the API, pages, workers and peers. Loopback only, until TLS.
+    pub listen: SocketAddr,
+    /// Folder of this member alone: log, state, snapshots.
+    pub data_dir: PathBuf,
+    /// Folder of the artifact store, shared with the workers and the other members.
+    pub store_dir: PathBuf,
+    /// Folder of the Git repositories that the farm itself serves, shared by the members.
+    /// Default: `git` in `store_dir`.
+    pub git_dir: Option<PathBuf>,
+    /// Folder of secrets' values, shared by the members. Default: `secrets` in `store_dir`.
+    pub secrets_dir: Option<PathBuf>,
+    /// File with the secret that members show each other and that allows `InitFarm`.
+    pub peer_token_file: PathBuf,
+    /// Silence after which a worker's lease is taken away. Default 15s; 1s to 10m.
+    pub lease_ttl: TimeSpan,
+    /// Time between a worker's heartbeats. Default 2s; at most a third of `lease_ttl`.
+    pub heartbeat: TimeSpan,
+    /// Raft's unit of time. Default 50ms; 10ms to 1s. The same on every member.
+    pub tick: TimeSpan,
+    /// Logging.
+    pub log: Log,
+    /// Bounds of the port.
+    pub limits: Limits,
+}
+
+impl Default for CoordinatorConfig {
+    fn default() -> Self {
+        CoordinatorConfig {
+            farm: String::new(),
+            member: 0,
+            peers: BTreeMap::new(),
+            listen: SocketAddr::from(([127, 0, 0, 1], 7443)),
+            data_dir: PathBuf::from("/var/lib/oast/coordinator"),
+            store_dir: PathBuf::from("/var/lib/oast/store"),
+            git_dir: None,
+            secrets_dir: None,
+            peer_token_file: PathBuf::from("/etc/oast/peer.token"),
+            lease_ttl: TimeSpan::from_secs(15),
+            heartbeat: TimeSpan::from_secs(2),
+            tick: TimeSpan::from_millis(50),
+            log: Log::default(),
+            limits: Limits::default(),
+        }
+    }
+}
+
+impl CoordinatorConfig {
+    /// Peers by number. Only of a valid configuration.
+    pub fn peers_by_id(&self) -> BTreeMap<u64, String> {
+        self.peers
+            .iter()
+            .filter_map(|(id, address)| Some((id.parse().ok()?, address.clone())))
+            .collect()
+    }
+
+    /// Where hosted repositories are.
+    pub fn git_dir(&self) -> PathBuf {
+        self.git_dir.clone().unwrap_or_else(|| self.store_dir.join("git"))
+    }
+
+    /// Where secrets' values are.
+    pub fn secrets_dir(&self) -> PathBuf {
+        self.secrets_dir.clone().unwrap_or_else(|| self.store_dir.join("secrets"))
+    }
+}
+
+impl Validate for CoordinatorConfig {
+    fn validate(&self, problems: &mut Problems) {
+        let named = oast_model::names::check(&self.farm);
+        problems.require(named.is_ok(), "farm", "must be a name such as `acme` (a-z, 0-9, -)");
+        problems.require(self.member > 0, "member", "must be at least 1");
+        for (id, address) in &self.peers {
+            let number = id.parse::<u64>().is_ok_and(|id| id > 0);
+            problems.require(number, "peers", format!("`{id}` is no member id: use 1, 2, 3 ..."));
+            let place = address.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+            problems.require(place, "peers", format!("`{address}` is no host:port"));
+        }
+        problems.require(
+            self.peers.contains_key(&self.member.to_string()),
+            "peers",
+            format!("must contain this member, {}", self.member),
+        );
+        let ttl = self.lease_ttl.as_millis();
+        problems.require((1_000..=600_000).contains(&ttl), "lease_ttl", "must be between 1s and 10m");
+        let beat = self.heartbeat.as_millis();
+        problems.require(
+            beat > 0 && beat * 3 <= ttl,
+            "heartbeat",
+            format!("must be at most a third of lease_ttl ({})", self.lease_ttl),
+        );
+        let tick = self.tick.as_millis();
+        problems.require((10..=1_000).contains(&tick), "tick", "must be between 10ms and 1s");
+        self.limits.validate(problems);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use oast_daemon::config::parse;
+
+    #[test]
+    fn every_problem_is_named_at_once() {
+        let text = "farm = 'A'\nlease_ttl = '2s'\nheartbeat = '1s'\n[peers]\nx = 'here'\n";
+        let error = parse::<CoordinatorConfig>(text, "c.toml", &[], &|_| None)
+            .expect_err("nothing of it is right")
+            .to_string();
+        for part in ["farm:", "member:", "`x` is no member id", "`here` is no host:port", "heartbeat:"] {
+            assert!(error.contains(part), "{part} in {error}");
+        }
+    }
+}
