@@ -37,10 +37,13 @@ pub mod balancer;
 pub mod cloud;
 pub mod driver;
 pub mod health;
+pub mod instance;
+pub mod layers;
 pub mod record;
 pub mod runtime;
 pub mod spec;
 pub mod store;
+pub mod units;
 pub mod view;
 
 use cloud::{Cloud, CloudError, Handle};

@@ -7,6 +7,7 @@
 
 use std::fmt;
 use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -14,6 +15,8 @@ use futures_util::future::BoxFuture;
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
+
+use crate::sandbox::netns::Dialer;
 
 /// A way to open TCP connections to one running instance.
 pub trait Dial: fmt::Debug + Send + Sync + 'static {
@@ -251,9 +254,16 @@ impl Drop for Entered {
     }
 }
 
+/// Dials 127.0.0.1 inside an instance's network.
+impl Dial for Dialer {
+    fn dial(&self, port: u16) -> BoxFuture<'_, io::Result<TcpStream>> {
+        Box::pin(self.connect(SocketAddr::from((Ipv4Addr::LOCALHOST, port))))
+    }
+}
+
 /// Dials a fixed address, whatever the port: for servers that run beside the cloud.
 #[derive(Debug)]
-pub struct AddressDial(pub std::net::SocketAddr);
+pub struct AddressDial(pub SocketAddr);
 
 impl Dial for AddressDial {
     fn dial(&self, _port: u16) -> BoxFuture<'_, io::Result<TcpStream>> {

@@ -26,10 +26,10 @@ use oast_daemon::telemetry::chain;
 
 use super::BootPolicy;
 use super::backend::Dial;
-use super::netns::Dialer;
 use super::runtime::{BootError, BootMode, BootSpec, LayerSource, Prepared, Running, Runtime};
 use super::spec::Image;
 use super::units::{self, ImageTree};
+use crate::sandbox::netns::Dialer;
 use crate::sandbox::{Cgroup, IdMap, Launcher, Output, Overlay, Root, Sandbox, Spec, cgroup};
 
 mod console;
@@ -84,17 +84,29 @@ impl Sandboxes {
     /// # Errors
     /// Leftovers cannot be removed, or `boot: init` is asked of a host that cannot.
     pub fn new(options: Options) -> Result<Sandboxes, BootError> {
-        let Options { launcher, layers, folder, farm, boot, tasks } = options;
+        let Options {
+            launcher,
+            layers,
+            folder,
+            farm,
+            boot,
+            tasks,
+        } = options;
         let groups = cgroup::available();
         if let (BootPolicy::Init, Err(fault)) = (boot, &groups) {
             let reason = format!("{fault}; `boot = \"auto\"` runs the enabled units instead");
-            return Err(BootError::system("give an image's init a control group", reason));
+            return Err(BootError::system(
+                "give an image's init a control group",
+                reason,
+            ));
         }
         if groups.is_ok() {
             // Only a killed cloud leaves groups behind; their processes are dead with it.
             cgroup::sweep(&farm).map_err(|f| BootError::system("sweep control groups", f))?;
         } else {
-            tracing::info!("This host gives instances no control groups; their enabled units are run.");
+            tracing::info!(
+                "This host gives instances no control groups; their enabled units are run."
+            );
         }
         remove_tree(&folder).map_err(|err| BootError::system(format!("empty {folder}"), err))?;
         let made = std::fs::create_dir_all(&folder);
@@ -109,7 +121,9 @@ impl Sandboxes {
             tasks,
             init_failed: AtomicBool::new(groups.is_err()),
         };
-        Ok(Sandboxes { host: Arc::new(host) })
+        Ok(Sandboxes {
+            host: Arc::new(host),
+        })
     }
 }
 
@@ -118,7 +132,9 @@ impl Runtime for Sandboxes {
         let host = Arc::clone(&self.host);
         Box::pin(async move {
             let tasks = host.tasks.clone();
-            let ready = tasks.blocking("prepare instance", move || Ready::make(host, spec)).await;
+            let ready = tasks
+                .blocking("prepare instance", move || Ready::make(host, spec))
+                .await;
             let ready = ready.map_err(|lost| BootError::system("prepare the instance", lost))??;
             Ok(Box::new(ready) as Box<dyn Prepared>)
         })
@@ -128,8 +144,12 @@ impl Runtime for Sandboxes {
         let (host, image) = (Arc::clone(&self.host), image.clone());
         Box::pin(async move {
             let tasks = host.tasks.clone();
-            let fetched = tasks.blocking("unpack layers", move || host.roots(&image)).await;
-            fetched.map_err(|lost| BootError::system("unpack layers", lost))?.map(drop)
+            let fetched = tasks
+                .blocking("unpack layers", move || host.roots(&image))
+                .await;
+            fetched
+                .map_err(|lost| BootError::system("unpack layers", lost))?
+                .map(drop)
         })
     }
 
@@ -141,10 +161,12 @@ impl Runtime for Sandboxes {
 
 impl Host {
     fn roots(&self, image: &Image) -> Result<Vec<Utf8PathBuf>, BootError> {
-        self.layers.roots(&image.layers).map_err(|reason| BootError::Layers {
-            image: format!("{}:{}", image.name, image.version),
-            reason,
-        })
+        self.layers
+            .roots(&image.layers)
+            .map_err(|reason| BootError::Layers {
+                image: format!("{}:{}", image.name, image.version),
+                reason,
+            })
     }
 
     /// Removes a folder off the async threads. What cannot be removed is said and swept at the
@@ -153,7 +175,9 @@ impl Host {
         let tasks = self.tasks.clone();
         Box::pin(async move {
             let path = folder.clone();
-            let removed = tasks.blocking("remove root", move || remove_tree(&path)).await;
+            let removed = tasks
+                .blocking("remove root", move || remove_tree(&path))
+                .await;
             if let Ok(Err(err)) = removed {
                 tracing::warn!(%folder, %err, "Root of an instance could not be removed.");
             }
@@ -184,8 +208,11 @@ struct Ready {
 impl Ready {
     fn make(host: Arc<Host>, spec: BootSpec) -> Result<Ready, BootError> {
         let roots = host.roots(&spec.image)?;
-        let folder =
-            host.folder.join(&spec.set).join(&spec.id).join(format!("boot-{}", spec.boot));
+        let folder = host
+            .folder
+            .join(&spec.set)
+            .join(&spec.id)
+            .join(format!("boot-{}", spec.boot));
         // Left by a boot of this number before the cloud restarted.
         remove_tree(&folder).map_err(|err| BootError::system(format!("empty {folder}"), err))?;
         let tree = ImageTree::new(roots.clone(), spec.image.base_layers);
@@ -194,7 +221,16 @@ impl Ready {
             .map_err(|refused| BootError::Refused(refused.to_string()))
             .and_then(|plan| plan.script().map_err(|r| BootError::Refused(r.to_string())));
         let lowers: Vec<PathBuf> = roots.iter().rev().map(|r| r.clone().into()).collect();
-        let ready = Ready { host, spec, folder, lowers, tree, units, has_init, started: false };
+        let ready = Ready {
+            host,
+            spec,
+            folder,
+            lowers,
+            tree,
+            units,
+            has_init,
+            started: false,
+        };
         if ready.mode() == BootMode::Units {
             // Refused before the old boot is stopped.
             ready.script()?;
@@ -225,9 +261,8 @@ impl Ready {
             BootMode::Init => "init",
             BootMode::Units => "units",
         });
-        let overlay =
-            Overlay::prepare(upper.as_std_path(), self.lowers.clone(), self.host.idmap)
-                .map_err(|fault| BootError::system("make the instance's root", fault))?;
+        let overlay = Overlay::prepare(upper.as_std_path(), self.lowers.clone(), self.host.idmap)
+            .map_err(|fault| BootError::system("make the instance's root", fault))?;
         let hostname = format!("{}-{}", self.spec.set, self.spec.id);
         personalize(&overlay, &hostname, self.host.idmap)
             .map_err(|err| BootError::system("write the instance's host name", err))?;
@@ -235,7 +270,14 @@ impl Ready {
         let mut spec = match mode {
             BootMode::Init => {
                 let name = format!("{hostname}-{}", self.spec.boot);
-                Spec::instance(root, &hostname, Cgroup { farm: self.host.farm.clone(), name })
+                Spec::instance(
+                    root,
+                    &hostname,
+                    Cgroup {
+                        farm: self.host.farm.clone(),
+                        name,
+                    },
+                )
             }
             BootMode::Units => {
                 let mut spec = Spec::step(root, ["/bin/sh", "-c", self.script()?]);
@@ -243,7 +285,9 @@ impl Ready {
                 spec
             }
         };
-        let [high, low] = u16::try_from(self.spec.number % 0xfffe + 1).unwrap_or(1).to_be_bytes();
+        let [high, low] = u16::try_from(self.spec.number % 0xfffe + 1)
+            .unwrap_or(1)
+            .to_be_bytes();
         spec.addresses = vec![Ipv4Addr::new(ADDRESS[0], ADDRESS[1], high, low)];
         Ok(spec)
     }
@@ -262,9 +306,10 @@ impl Ready {
         let console = self.folder.with_file_name("console.log");
         let tail = console::keep(&self.host.tasks, &mut sandbox, console);
         let namespace = sandbox.namespace.take();
-        let namespace = namespace
-            .ok_or_else(|| BootError::system("start the instance", tail.words("it ended at once")))?;
-        let dialer = Dialer::enter(namespace, &self.host.tasks)
+        let namespace = namespace.ok_or_else(|| {
+            BootError::system("start the instance", tail.words("it ended at once"))
+        })?;
+        let dialer = Dialer::enter(namespace)
             .await
             .map_err(|err| failed("enter the instance's network", &err))?;
         Ok(Live {
@@ -286,7 +331,10 @@ fn personalize(overlay: &Overlay, hostname: &str, idmap: IdMap) -> std::io::Resu
     std::os::unix::fs::chown(&etc, root, root)?;
     let files = [
         ("hostname", format!("{hostname}\n")),
-        ("hosts", format!("127.0.0.1 localhost {hostname}\n::1 localhost\n")),
+        (
+            "hosts",
+            format!("127.0.0.1 localhost {hostname}\n::1 localhost\n"),
+        ),
         // Empty: the image's init makes one of its own; nobody shares an identity.
         ("machine-id", String::new()),
     ];
@@ -376,9 +424,17 @@ impl Running for Live {
 
     fn stop(self: Box<Self>) -> BoxFuture<'static, ()> {
         Box::pin(async move {
-            let Live { host, folder, mut sandbox, .. } = *self;
+            let Live {
+                host,
+                folder,
+                mut sandbox,
+                ..
+            } = *self;
             sandbox.stop();
-            if tokio::time::timeout(STOP_GRACE, sandbox.wait()).await.is_err() {
+            if tokio::time::timeout(STOP_GRACE, sandbox.wait())
+                .await
+                .is_err()
+            {
                 sandbox.kill();
                 if let Err(err) = sandbox.wait().await {
                     tracing::warn!(%folder, err = %chain(&err), "Instance did not end in order.");

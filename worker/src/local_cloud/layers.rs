@@ -63,7 +63,7 @@ pub enum LayerError {
 /// The store cannot be written.
 pub fn publish(store: &ArtifactStore, record: &LayerRecord) -> Result<Digest, StoreError> {
     let bytes = serde_json::to_vec(record).expect("the record has string keys only");
-    Ok(store.put_bytes(&bytes)?.digest)
+    Ok(store.put_bytes(&bytes)?.blob)
 }
 
 /// Reads a layer's manifest.
@@ -71,12 +71,19 @@ pub fn publish(store: &ArtifactStore, record: &LayerRecord) -> Result<Digest, St
 /// # Errors
 /// It is absent, or something else.
 pub fn find(store: &ArtifactStore, digest: &str) -> Result<LayerRecord, LayerError> {
-    let address: Digest = digest.parse().map_err(|_| LayerError::Digest(digest.to_owned()))?;
+    let address: Digest = digest
+        .parse()
+        .map_err(|_| LayerError::Digest(digest.to_owned()))?;
     let bytes = store
         .read_blob(address, MANIFEST_MAX)
-        .map_err(|err| LayerError::Manifest { digest: digest.to_owned(), err })?;
-    serde_json::from_slice(&bytes)
-        .map_err(|err| LayerError::Parse { digest: digest.to_owned(), err })
+        .map_err(|err| LayerError::Manifest {
+            digest: digest.to_owned(),
+            err,
+        })?;
+    serde_json::from_slice(&bytes).map_err(|err| LayerError::Parse {
+        digest: digest.to_owned(),
+        err,
+    })
 }
 
 /// Unpacked layers of an artifact store.
@@ -108,7 +115,12 @@ impl StoreLayers {
             fs::create_dir_all(folder)?;
             fs::write(folder.join(BOOT_FILE), stamp)?;
         }
-        Ok(StoreLayers { store, folder: folder.to_owned(), host_base, busy: Mutex::default() })
+        Ok(StoreLayers {
+            store,
+            folder: folder.to_owned(),
+            host_base,
+            busy: Mutex::default(),
+        })
     }
 
     fn root(&self, digest: &str) -> Result<Utf8PathBuf, LayerError> {
@@ -123,8 +135,13 @@ impl StoreLayers {
             return Ok(root);
         }
         let record = find(&self.store, digest)?;
-        let (_, skipped) = layer::unpack(&self.store, &record, &root, self.host_base)
-            .map_err(|err| LayerError::Unpack { digest: digest.to_owned(), err })?;
+        let (_, skipped) =
+            layer::unpack(&self.store, &record, &root, self.host_base).map_err(|err| {
+                LayerError::Unpack {
+                    digest: digest.to_owned(),
+                    err,
+                }
+            })?;
         for what in skipped {
             tracing::debug!(digest, path = %what.path, what = what.what, "Part of a layer was left out.");
         }
@@ -149,7 +166,11 @@ impl LayerSource for PlainFolders {
     fn roots(&self, layers: &[String]) -> Result<Vec<Utf8PathBuf>, String> {
         let find = |name: &String| {
             let root = self.0.join(name);
-            if root.is_dir() { Ok(root) } else { Err(format!("{root} is no folder")) }
+            if root.is_dir() {
+                Ok(root)
+            } else {
+                Err(format!("{root} is no folder"))
+            }
         };
         layers.iter().map(find).collect()
     }

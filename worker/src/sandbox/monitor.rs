@@ -17,6 +17,7 @@ use oast_daemon::isolate::{Fault, Named, wire};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags, Signal};
+use rustix::pty::OpenptFlags;
 
 use super::cgroup;
 use super::inside;
@@ -116,6 +117,8 @@ struct Watch<'a> {
     mode: InitMode,
     alive: OwnedFd,
     console: Option<OwnedFd>,
+    /// Keeps the console's terminal open.
+    other_end: Option<OwnedFd>,
     /// Our stdout takes no more for now, so the console waits.
     stdout_full: bool,
     /// The network namespace and the proxy's socket, until they are handed on.
@@ -145,6 +148,7 @@ impl<'a> Watch<'a> {
             mode,
             alive: rustix::process::pidfd_open(child, PidfdFlags::empty()).named("pidfd_open")?,
             console: None,
+            other_end: None,
             stdout_full: false,
             network: Vec::new(),
             ended: None,
@@ -225,7 +229,15 @@ impl<'a> Watch<'a> {
         };
         match wire::recv::<FromInside>(inside).named("receive from the sandbox")? {
             Some((FromInside::Network, fds)) => self.network = fds,
-            Some((FromInside::Console, mut fds)) => self.console = fds.pop(),
+            Some((FromInside::Console, mut fds)) => {
+                self.console = fds.pop();
+                // An init closes its standard streams and opens the console anew for each line. Without
+                // this descriptor the terminal would be hung up in between, for good.
+                self.other_end = self.console.as_ref().and_then(|console| {
+                    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+                    rustix::pty::ioctl_tiocgptpeer(console, flags).ok()
+                });
+            }
             Some((FromInside::Started, _)) => self.report_start()?,
             Some((FromInside::Ended(exit), _)) => self.ended = Some(exit),
             Some((FromInside::Failed(fault), _)) => return Err(fault),

@@ -35,7 +35,11 @@ impl Tail {
         let tail = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let text: Vec<u8> = tail.iter().copied().collect();
         let text = String::from_utf8_lossy(&text);
-        let lines: Vec<&str> = text.lines().map(str::trim).filter(|l| !l.is_empty()).collect();
+        let lines: Vec<&str> = text
+            .lines()
+            .map(str::trim)
+            .filter(|l| !l.is_empty())
+            .collect();
         let from = lines.len().saturating_sub(WORDS);
         if lines.is_empty() {
             return how.to_owned();
