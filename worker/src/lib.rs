@@ -1,6 +1,16 @@
 //! Everything that does the work: bakes, batches, instances, and the providers behind fleets.
 
 pub mod bake;
+pub mod batch;
+pub mod config;
+pub mod fleet;
+pub mod lease;
 pub mod local_cloud;
+pub mod observe;
+pub mod probe;
 pub mod provider;
+pub mod publish;
+pub mod runner;
 pub mod sandbox;
+pub mod session;
+pub mod source;

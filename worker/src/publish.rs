@@ -1,0 +1,61 @@
+//! Makes an image usable in a region.
+//!
+//! In this first form every region reads the one artifact store, so publishing proves that the
+//! store holds the whole image: each layer's manifest, index and contents, the disk and the
+//! package list, down to the last chunk.
+
+use oast_artifacts::{ArtifactStore, Digest, StoreError};
+use oast_model::bake::BakedImage;
+
+use crate::bake::manifest::{self, ManifestError};
+
+/// Something of the image is missing or damaged.
+#[derive(Debug, thiserror::Error)]
+pub enum PublishError {
+    /// A layer cannot be read.
+    #[error("publish: layer {place} of the image")]
+    Layer {
+        /// Counts from 1, the base first.
+        place: usize,
+        #[source]
+        err: ManifestError,
+    },
+    /// A blob is incomplete.
+    #[error("publish: the {what} of the image")]
+    Blob {
+        /// Which.
+        what: String,
+        #[source]
+        err: StoreError,
+    },
+}
+
+/// Checks that everything of the image is in the store. Blocks.
+///
+/// Presence is checked, not content: chunks are verified whenever they are read.
+pub fn check(store: &ArtifactStore, image: &BakedImage) -> Result<(), PublishError> {
+    for (manifest, place) in image.layers.iter().zip(1..) {
+        let record =
+            manifest::get(store, *manifest).map_err(|err| PublishError::Layer { place, err })?;
+        present(store, record.index, || format!("index of layer {place}"))?;
+        present(store, record.data, || format!("content of layer {place}"))?;
+    }
+    present(store, image.disk, || "disk".to_owned())?;
+    present(store, image.packages, || "package list".to_owned())
+}
+
+fn present(
+    store: &ArtifactStore,
+    blob: Digest,
+    what: impl Fn() -> String,
+) -> Result<(), PublishError> {
+    let error = |err| PublishError::Blob { what: what(), err };
+    let manifest = store.manifest(blob).map_err(error)?;
+    for chunk in manifest.chunks().iter().flatten() {
+        if !store.has_chunk(*chunk) {
+            // Reading it gives the error that names the file and the way out.
+            store.chunk(*chunk).map_err(error)?;
+        }
+    }
+    Ok(())
+}
