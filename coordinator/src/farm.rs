@@ -11,19 +11,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use oast_daemon::clock::{SharedClock, timeout};
-use oast_model::codec;
 use oast_model::ids::Seq;
 use oast_model::ledger::{Answer, Command, Ledger, Rejected, Request};
 use oast_model::principal::Principal;
 use oast_proto::peer::v1::peer_client::PeerClient;
-use oast_proto::peer::v1::{LoggedCommand, ProposeRequest, ProposeResponse};
 use tokio::sync::watch;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::consensus::handle::{Handle, Published};
 use crate::consensus::ledger::{LedgerMachine, LedgerView};
-use crate::consensus::machine::{EncodedCommand, Machine};
 use crate::consensus::replica::{ProposeError, ReadError, Status};
+use crate::consensus::transport::grpc::{propose_outcome, propose_request};
 
 /// How long a write is tried before the caller is told that there is no leader.
 pub const WRITE_DEADLINE: Duration = Duration::from_secs(10);
@@ -215,21 +213,16 @@ impl Farm {
         let Some(channel) = channel else {
             return Err(ProposeError::NotLeader { leader });
         };
-        let EncodedCommand { kind, body } = LedgerMachine::encode(request);
-        let mut call = tonic::Request::new(ProposeRequest {
-            command: Some(LoggedCommand { kind, body }),
-        });
+        let letter = self.handle.letterhead(leader.unwrap_or_default());
+        let mut call = tonic::Request::new(propose_request::<LedgerMachine>(letter, request));
         call.set_timeout(FORWARD_DEADLINE);
         if let Ok(value) = format!("Bearer {}", self.token).parse() {
             call.metadata_mut().insert("authorization", value);
         }
         match PeerClient::new(channel).propose(call).await {
             Ok(response) => {
-                let ProposeResponse { seq, answer } = response.into_inner();
-                // The leader's binary and ours speak the same language or the member stops.
-                let result: Result<Answer, Rejected> =
-                    codec::decode(&answer).map_err(|_| ProposeError::Unknown)?;
-                Ok(written(Seq::from_u64(seq), result))
+                let applied = propose_outcome::<LedgerMachine>(response.into_inner())?;
+                Ok(written(applied.answer.seq, applied.answer.result))
             }
             Err(status) => match status.code() {
                 // Refused before it was proposed.

@@ -143,7 +143,7 @@ pub fn open_with<M: Machine, L: LogStore, R: StateRoot>(
         stores.shelf.clone(),
         stores.identity.clone(),
     );
-    let incarnation = getrandom::u64().map_err(OpenError::Random)?;
+    let incarnation = oast_daemon::random::number();
     let replica: Replica<M, L, R> = open::replica(stores, &options, incarnation, counters.clone())?;
     let known = replica
         .log()

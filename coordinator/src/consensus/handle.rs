@@ -74,6 +74,17 @@ pub const PIECE_BYTES: usize = 1 << 20;
 /// Bytes of history that a peer gets at once.
 pub const HISTORY_BYTES: usize = 1 << 20;
 
+/// A batch is not taken.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ReceiveError {
+    /// The sender is refused.
+    #[error(transparent)]
+    Stranger(Stranger),
+    /// Our driver has ended; the sender has to find whoever comes after us.
+    #[error("take a batch: this member is stopping")]
+    Stopped,
+}
+
 /// A peer's request for a file that is not served.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
@@ -131,11 +142,17 @@ impl<M: Machine> Handle<M> {
     /// [`ProposeError`]; only [`ProposeError::Unknown`] and [`ProposeError::Stopped`] leave open
     /// whether the command was applied.
     pub async fn propose(&self, command: &M::Command) -> Result<Applied<M::Answer>, ProposeError> {
+        self.propose_encoded(M::encode(command)).await
+    }
+
+    /// [`Handle::propose`] for a command that is encoded already. It must be one that
+    /// [`Machine::decode`] takes: any other stops every member.
+    pub(crate) async fn propose_encoded(
+        &self,
+        command: EncodedCommand,
+    ) -> Result<Applied<M::Answer>, ProposeError> {
         let (reply, answer) = oneshot::channel();
-        let event = Event::Propose {
-            command: M::encode(command),
-            reply,
-        };
+        let event = Event::Propose { command, reply };
         match self.shared.queue.try_send(event) {
             Ok(()) => answer.await.unwrap_or(Err(ProposeError::Stopped)),
             Err(TrySendError::Full(_)) => {
@@ -185,6 +202,12 @@ impl<M: Machine> Handle<M> {
         (status.role == Role::Leader).then_some(status.term)
     }
 
+    /// The letterhead for a request of ours to a peer.
+    #[must_use]
+    pub fn letterhead(&self, to: u64) -> Letterhead {
+        self.shared.roster.letterhead(to)
+    }
+
     /// Counters.
     #[must_use]
     pub fn counters(&self) -> Arc<Counters> {
@@ -228,26 +251,26 @@ impl<M: Machine> Handle<M> {
     /// Takes a batch from the network. What does not fit into the queue is dropped.
     ///
     /// # Errors
-    /// [`Stranger`]; the connection is to be closed with it.
-    pub fn receive(&self, letter: &Letterhead, messages: Vec<Message>) -> Result<(), Stranger> {
-        self.admit(letter)?;
+    /// [`ReceiveError`]; the connection is to be closed with it.
+    pub fn receive(&self, letter: &Letterhead, messages: Vec<Message>) -> Result<(), ReceiveError> {
+        self.admit(letter).map_err(ReceiveError::Stranger)?;
         let messages: Vec<Message> = messages
             .into_iter()
             .filter(|message| message.from == letter.from)
             .collect();
-        let dropped = messages.len() as u64;
-        if self
-            .shared
-            .queue
-            .try_send(Event::Receive(messages))
-            .is_err()
-        {
-            count(&self.shared.counters.messages_dropped, dropped);
+        let count_of = messages.len() as u64;
+        match self.shared.queue.try_send(Event::Receive(messages)) {
+            Ok(()) => Ok(()),
+            Err(TrySendError::Full(_)) => {
+                count(&self.shared.counters.messages_dropped, count_of);
+                Ok(())
+            }
+            Err(TrySendError::Disconnected(_)) => Err(ReceiveError::Stopped),
         }
-        Ok(())
     }
 
-    fn admit(&self, letter: &Letterhead) -> Result<(), Stranger> {
+    /// Checks who writes, and remembers what the letter says about others.
+    pub(crate) fn admit(&self, letter: &Letterhead) -> Result<(), Stranger> {
         match self.shared.roster.admit(letter) {
             Ok(stamps) if stamps.is_empty() => Ok(()),
             Ok(stamps) => {

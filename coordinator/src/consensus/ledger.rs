@@ -8,13 +8,14 @@ use std::ops::Deref;
 use bytes::Bytes;
 use oast_model::codec;
 use oast_model::ids::Seq;
-use oast_model::ledger::{Applied, Command, HistoryRecord, Ledger, Request};
+use oast_model::ledger::{Answer, Applied, Command, HistoryRecord, Ledger, Rejected, Request};
 use oast_model::time::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::machine::{
     Changes, EncodedCommand, LoadError, Machine, Position, Record, Undecodable, View,
 };
+use super::transport::grpc::Wire;
 
 /// The ledger and nothing else.
 #[derive(Debug)]
@@ -93,10 +94,15 @@ impl Machine for LedgerMachine {
             let problem = format!("kinds up to {} are known", Command::LAST_KIND);
             return Err(Undecodable { kind, problem });
         }
-        codec::decode(body).map_err(|err| Undecodable {
+        let request: Request = codec::decode(body).map_err(|err| Undecodable {
             kind,
             problem: super::chain(&err),
-        })
+        })?;
+        if request.command.kind() != kind {
+            let problem = format!("its body is of kind {}", request.command.kind());
+            return Err(Undecodable { kind, problem });
+        }
+        Ok(request)
     }
 
     fn apply(&mut self, at: Position, command: Request) -> Applied {
@@ -141,5 +147,22 @@ impl Machine for LedgerMachine {
         }
         ledger.finish_loading();
         Ok(LedgerMachine { ledger })
+    }
+}
+
+impl Wire for LedgerMachine {
+    fn encode_answer(answer: &Applied) -> Vec<u8> {
+        // Effects stay with the leader: only it may act on them.
+        codec::encode(&(answer.seq, &answer.result))
+    }
+
+    fn decode_answer(bytes: &[u8]) -> Result<Applied, String> {
+        let (seq, result): (Seq, Result<Answer, Rejected>) =
+            codec::decode(bytes).map_err(|err| super::chain(&err))?;
+        Ok(Applied {
+            seq,
+            result,
+            effects: Vec::new(),
+        })
     }
 }

@@ -109,9 +109,6 @@ pub enum OpenError {
     /// Raft.
     #[error(transparent)]
     Core(CoreError),
-    /// No random number.
-    #[error("get a random number from the system")]
-    Random(#[source] getrandom::Error),
 }
 
 /// The stores of one member.
@@ -153,7 +150,7 @@ pub fn open_stores(
         None => Identity {
             cluster: membership.cluster.clone(),
             member: membership.member,
-            stamp: getrandom::u64().map_err(OpenError::Random)?,
+            stamp: oast_daemon::random::number(),
         },
     };
     identity

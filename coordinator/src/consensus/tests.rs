@@ -2,6 +2,7 @@
 
 mod disk;
 mod group;
+mod network;
 mod recovery;
 mod snapshot;
 mod toy;

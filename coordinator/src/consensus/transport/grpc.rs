@@ -1,1 +1,157 @@
-//! Transport over gRPC.
+//! Members over gRPC: `oast.peer.v1`.
+//!
+//! One [`Links`] per process keeps one outgoing stream per peer, [`server::PeerServer`] takes the
+//! others' streams. Without TLS a peer is known by its farm and its creation stamp only, so the
+//! port must not be reachable from outside until it has TLS.
+
+use std::collections::BTreeMap;
+
+use oast_proto::peer::v1 as wire;
+use protobuf::Message as _;
+use raft::eraftpb::Message;
+
+use crate::consensus::machine::Machine;
+use crate::consensus::replica::{Applied, ProposeError};
+use crate::consensus::roster::Letterhead;
+use crate::store::log::LogPosition;
+
+mod links;
+mod server;
+
+pub use links::{LinkOptions, Links};
+pub use server::PeerServer;
+
+/// Largest message taken from a peer: one command at its limit and what raft wraps around it.
+const MAX_MESSAGE: usize = 32 << 20;
+
+/// How a machine's answers travel between members.
+pub trait Wire: Machine {
+    /// Bytes of an answer.
+    fn encode_answer(answer: &Self::Answer) -> Vec<u8>;
+    /// Reads what [`Wire::encode_answer`] wrote.
+    ///
+    /// # Errors
+    /// What is wrong with the bytes.
+    fn decode_answer(bytes: &[u8]) -> Result<Self::Answer, String>;
+}
+
+fn letter_to_wire(letter: Letterhead) -> wire::Letterhead {
+    wire::Letterhead {
+        cluster_id: letter.cluster,
+        from: letter.from,
+        to: letter.to,
+        stamp: letter.stamp,
+        known_stamps: letter.known.into_iter().collect(),
+    }
+}
+
+fn letter_from_wire(letter: Option<wire::Letterhead>) -> Letterhead {
+    // An absent letterhead belongs to no farm and is refused like any other stranger.
+    let letter = letter.unwrap_or_default();
+    Letterhead {
+        cluster: letter.cluster_id,
+        from: letter.from,
+        stamp: letter.stamp,
+        to: letter.to,
+        known: letter.known_stamps.into_iter().collect::<BTreeMap<_, _>>(),
+    }
+}
+
+fn message_from_wire(bytes: &[u8]) -> Option<Message> {
+    let mut message = Message::default();
+    message.merge_from_bytes(bytes).ok()?;
+    Some(message)
+}
+
+fn outcome_to_wire<M: Wire>(
+    outcome: Result<Applied<M::Answer>, ProposeError>,
+) -> wire::ProposeResponse {
+    use wire::propose_refused::Reason;
+    use wire::propose_response::Outcome;
+
+    let refused = |reason: Reason| wire::ProposeRefused {
+        reason: reason.into(),
+        ..wire::ProposeRefused::default()
+    };
+    let outcome = match outcome {
+        Ok(applied) => Outcome::Applied(wire::ProposeApplied {
+            index: applied.position.index,
+            term: applied.position.term,
+            ordinal: applied.ordinal,
+            answer: M::encode_answer(&applied.answer).into(),
+        }),
+        Err(error) => Outcome::Refused(match error {
+            ProposeError::NotLeader { leader } => wire::ProposeRefused {
+                leader: leader.unwrap_or(0),
+                ..refused(Reason::NotLeader)
+            },
+            ProposeError::TooLarge { bytes, limit } => wire::ProposeRefused {
+                bytes: bytes as u64,
+                limit: limit as u64,
+                ..refused(Reason::TooLarge)
+            },
+            ProposeError::Unknown => refused(Reason::Unknown),
+            ProposeError::Overloaded => refused(Reason::Overloaded),
+            ProposeError::ChangePending => refused(Reason::ChangePending),
+            ProposeError::Stopped => refused(Reason::Stopped),
+        }),
+    };
+    wire::ProposeResponse {
+        outcome: Some(outcome),
+    }
+}
+
+/// The request that carries a command to the member that is thought to lead.
+#[must_use]
+pub fn propose_request<M: Wire>(letter: Letterhead, command: &M::Command) -> wire::ProposeRequest {
+    let encoded = M::encode(command);
+    wire::ProposeRequest {
+        letter: Some(letter_to_wire(letter)),
+        command: Some(wire::LoggedCommand {
+            kind: encoded.kind,
+            body: encoded.body,
+        }),
+    }
+}
+
+/// Reads the answer to a [`propose_request`].
+///
+/// # Errors
+/// [`ProposeError`]; what cannot be understood leaves the outcome open.
+pub fn propose_outcome<M: Wire>(
+    response: wire::ProposeResponse,
+) -> Result<Applied<M::Answer>, ProposeError> {
+    use wire::propose_refused::Reason;
+    use wire::propose_response::Outcome;
+
+    match response.outcome {
+        Some(Outcome::Applied(applied)) => {
+            let answer = M::decode_answer(&applied.answer).map_err(|problem| {
+                tracing::warn!(problem, "The leader's answer cannot be read.");
+                ProposeError::Unknown
+            })?;
+            Ok(Applied {
+                position: LogPosition {
+                    index: applied.index,
+                    term: applied.term,
+                },
+                ordinal: applied.ordinal,
+                answer,
+            })
+        }
+        Some(Outcome::Refused(refused)) => Err(match refused.reason() {
+            Reason::NotLeader => ProposeError::NotLeader {
+                leader: Some(refused.leader).filter(|leader| *leader != 0),
+            },
+            Reason::Overloaded => ProposeError::Overloaded,
+            Reason::TooLarge => ProposeError::TooLarge {
+                bytes: usize::try_from(refused.bytes).unwrap_or(usize::MAX),
+                limit: usize::try_from(refused.limit).unwrap_or(usize::MAX),
+            },
+            Reason::ChangePending => ProposeError::ChangePending,
+            // The peer stopped, we did not.
+            Reason::Stopped | Reason::Unknown | Reason::Unspecified => ProposeError::Unknown,
+        }),
+        None => Err(ProposeError::Unknown),
+    }
+}

@@ -1,0 +1,143 @@
+//! The side that peers call.
+
+use std::pin::Pin;
+
+use futures_util::{Stream, StreamExt as _, stream};
+use oast_proto::peer::v1 as wire;
+use oast_proto::peer::v1::peer_server;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{MAX_MESSAGE, Wire, letter_from_wire, message_from_wire, outcome_to_wire};
+use crate::consensus::chain;
+use crate::consensus::handle::{Handle, ReceiveError, ServeError};
+use crate::consensus::machine::EncodedCommand;
+use crate::store::log::LogPosition;
+use crate::store::snapshot::SnapshotOffer;
+
+/// The `oast.peer.v1.Peer` service of one member.
+#[derive(Debug)]
+pub struct PeerServer<M: Wire> {
+    handle: Handle<M>,
+}
+
+impl<M: Wire> PeerServer<M> {
+    /// A tonic service to be added to the member's server.
+    #[must_use]
+    pub fn service(handle: Handle<M>) -> peer_server::PeerServer<Self> {
+        peer_server::PeerServer::new(PeerServer { handle })
+            .max_decoding_message_size(MAX_MESSAGE)
+            .max_encoding_message_size(MAX_MESSAGE)
+    }
+}
+
+fn refused(error: &ServeError) -> Status {
+    match error {
+        ServeError::Stranger(stranger) => Status::failed_precondition(stranger.to_string()),
+        ServeError::Gone => Status::not_found(error.to_string()),
+        ServeError::Snapshot(_) | ServeError::State(_) => Status::internal(chain(error)),
+    }
+}
+
+#[tonic::async_trait]
+impl<M: Wire> peer_server::Peer for PeerServer<M> {
+    async fn deliver(
+        &self,
+        request: Request<Streaming<wire::RaftBatch>>,
+    ) -> Result<Response<wire::DeliverSummary>, Status> {
+        let mut batches = request.into_inner();
+        while let Some(batch) = batches.message().await? {
+            let letter = letter_from_wire(batch.letter);
+            let messages: Option<Vec<_>> = batch
+                .messages
+                .iter()
+                .map(|bytes| message_from_wire(bytes))
+                .collect();
+            let messages = messages
+                .ok_or_else(|| Status::invalid_argument("a raft message cannot be read"))?;
+            self.handle
+                .receive(&letter, messages)
+                .map_err(|error| match error {
+                    ReceiveError::Stranger(stranger) => {
+                        tracing::warn!(from = letter.from, %stranger, "A peer is refused.");
+                        Status::failed_precondition(stranger.to_string())
+                    }
+                    ReceiveError::Stopped => Status::unavailable(error.to_string()),
+                })?;
+        }
+        Ok(Response::new(wire::DeliverSummary {}))
+    }
+
+    type FetchSnapshotStream =
+        Pin<Box<dyn Stream<Item = Result<wire::SnapshotChunk, Status>> + Send>>;
+
+    async fn fetch_snapshot(
+        &self,
+        request: Request<wire::FetchSnapshotRequest>,
+    ) -> Result<Response<Self::FetchSnapshotStream>, Status> {
+        let request = request.into_inner();
+        let letter = letter_from_wire(request.letter);
+        let offer = SnapshotOffer {
+            position: LogPosition {
+                index: request.index,
+                term: request.term,
+            },
+            length: request.length,
+            checksum: request
+                .checksum
+                .as_ref()
+                .try_into()
+                .map_err(|_| Status::invalid_argument("the checksum must have 32 bytes"))?,
+        };
+        let handle = self.handle.clone();
+        let pieces = stream::try_unfold(request.offset, move |offset| {
+            let piece = handle.snapshot_piece(&letter, &offer, offset);
+            async move {
+                let data = piece.map_err(|error| refused(&error))?;
+                if data.is_empty() {
+                    return Ok(None);
+                }
+                let next = offset + data.len() as u64;
+                Ok(Some((wire::SnapshotChunk { data: data.into() }, next)))
+            }
+        });
+        Ok(Response::new(pieces.boxed()))
+    }
+
+    async fn fetch_history(
+        &self,
+        request: Request<wire::FetchHistoryRequest>,
+    ) -> Result<Response<wire::FetchHistoryResponse>, Status> {
+        let request = request.into_inner();
+        let letter = letter_from_wire(request.letter);
+        let max_bytes = usize::try_from(request.max_bytes).unwrap_or(usize::MAX);
+        let records = self
+            .handle
+            .history_piece(&letter, request.first, max_bytes)
+            .map_err(|error| refused(&error))?;
+        let records = records.into_iter().map(Into::into).collect();
+        Ok(Response::new(wire::FetchHistoryResponse { records }))
+    }
+
+    async fn propose(
+        &self,
+        request: Request<wire::ProposeRequest>,
+    ) -> Result<Response<wire::ProposeResponse>, Status> {
+        let request = request.into_inner();
+        let letter = letter_from_wire(request.letter);
+        self.handle
+            .admit(&letter)
+            .map_err(|s| Status::failed_precondition(s.to_string()))?;
+        let command = request
+            .command
+            .ok_or_else(|| Status::invalid_argument("the command is missing"))?;
+        // What nobody could apply must not reach the log, where it would stop every member.
+        M::decode(command.kind, &command.body)
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let command = EncodedCommand {
+            kind: command.kind,
+            body: command.body,
+        };
+        let outcome = self.handle.propose_encoded(command).await;
+        Ok(Response::new(outcome_to_wire::<M>(outcome)))
+    }
+}
