@@ -5,6 +5,7 @@ pub mod batch;
 pub mod config;
 pub mod fleet;
 pub mod lease;
+pub mod image;
 pub mod local_cloud;
 pub mod observe;
 pub mod probe;
