@@ -3,6 +3,11 @@
 //! `cargo run -p oast-worker --release --example base -- debian-12 CACHE ROOT [PACKAGE...]`, as
 //! root. Maintainer scripts run in the worker's sandbox, whose helper is this same program.
 
+#![expect(
+    clippy::disallowed_macros,
+    reason = "an example talks to the person who runs it"
+)]
+
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;

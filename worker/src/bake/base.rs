@@ -256,6 +256,10 @@ async fn blocking<T: Send + 'static>(
     let cancel = context.cancel.child_token();
     let guard: DropGuard = cancel.clone().drop_guard();
     let context = BaseContext { cancel, ..context };
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the caller's own task waits for it and carries its name"
+    )]
     let result = tokio::task::spawn_blocking(move || work(&context)).await;
     drop(guard);
     match result {

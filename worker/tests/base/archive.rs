@@ -194,9 +194,9 @@ fn append(tar: &mut tar::Builder<Vec<u8>>, path: &str, entry: &Entry) -> Result<
 }
 
 fn member(deb: &mut Vec<u8>, name: &str, bytes: &[u8]) -> Result<()> {
-    write!(
+    writeln!(
         deb,
-        "{name:<16}{:<12}{:<6}{:<6}{:<8}{:<10}`\n",
+        "{name:<16}{:<12}{:<6}{:<6}{:<8}{:<10}`",
         0,
         0,
         0,

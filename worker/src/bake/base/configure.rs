@@ -9,6 +9,7 @@
 //! writes the disk. A stand-in package provides `linux-initramfs-tool`, so that the kernel's
 //! dependency holds for apt, too.
 
+use std::fmt::Write as _;
 use std::io;
 
 use camino::Utf8Path;
@@ -326,12 +327,13 @@ fn preinst_script(packages: &[Unpacked]) -> Result<String, ConfigureError> {
             .unwrap_or("all")
             .to_owned();
         let (name, stem) = (&package.name, database::stem(package, text));
-        script.push_str(&format!(
+        let _ = writeln!(
+            script,
             "DPKG_MAINTSCRIPT_NAME=preinst DPKG_MAINTSCRIPT_PACKAGE={name} \
              DPKG_MAINTSCRIPT_ARCH={architecture} DPKG_MAINTSCRIPT_PACKAGE_REFCOUNT=1 \
              /var/lib/dpkg/info/{stem}.preinst install || \
-             {{ echo 'the preinst script of {name} failed'; exit 1; }}\n"
-        ));
+             {{ echo 'the preinst script of {name} failed'; exit 1; }}"
+        );
     }
     Ok(script)
 }

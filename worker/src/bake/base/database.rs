@@ -4,6 +4,7 @@
 //! configures them; afterwards the image's own dpkg and apt work as on any machine.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::io;
 
 use super::index::Stanzas;
@@ -199,10 +200,10 @@ impl Triggers {
                 _ => continue,
             };
             if trigger.starts_with('/') {
-                self.files.push_str(&format!("{trigger} {stem}{suffix}\n"));
+                let _ = writeln!(self.files, "{trigger} {stem}{suffix}");
             } else if !trigger.contains('/') {
                 let lines = self.named.entry(trigger.to_owned()).or_default();
-                lines.push_str(&format!("{stem}{suffix}\n"));
+                let _ = writeln!(lines, "{stem}{suffix}");
             }
         }
     }

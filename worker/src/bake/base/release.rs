@@ -138,6 +138,9 @@ pub fn get(
     if let Some(known) = &stored.record {
         let age = freshness.now - known.asked;
         if (0..freshness.max_age_seconds).contains(&age) {
+            if known.signed.is_empty() && source.optional {
+                return Ok(None);
+            }
             if let Ok(release) = verify(&stored, known, source, freshness.now) {
                 return Ok(Some(release));
             }
@@ -151,6 +154,7 @@ pub fn get(
                 url = base,
                 "The mirror has no such suite."
             );
+            stored.keep(&Record::absent(&base, freshness.now))?;
             Ok(None)
         }
         Ok(None) => Err(ReleaseError::Fetch {
@@ -172,9 +176,22 @@ struct Record {
     /// When the archive was last asked, in seconds since the epoch.
     asked: i64,
     validators: Validators,
-    /// File names in the folder.
+    /// File names in the folder; empty when the archive does not have the suite.
     signed: String,
     detached: Option<String>,
+}
+
+impl Record {
+    /// Remembers that there was nothing, so that it is not asked for with every bake.
+    fn absent(url: &str, now: i64) -> Self {
+        Self {
+            url: url.to_owned(),
+            asked: now,
+            validators: Validators::default(),
+            signed: String::new(),
+            detached: None,
+        }
+    }
 }
 
 struct Stored {

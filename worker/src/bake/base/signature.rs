@@ -156,11 +156,9 @@ impl<'a> Scratch<'a> {
     fn keyring_files(&self, keyring: &Keyring) -> Result<Vec<Utf8PathBuf>, SignatureError> {
         let mut files = Vec::new();
         let mut add = |name: &str, bytes: &[u8], file: Option<&Utf8PathBuf>| {
-            if !bytes.starts_with(b"-----BEGIN") {
-                if let Some(file) = file {
-                    files.push(file.clone());
-                    return Ok(());
-                }
+            if let (Some(file), false) = (file, bytes.starts_with(b"-----BEGIN")) {
+                files.push(file.clone());
+                return Ok(());
             }
             let binary = dearmour(bytes).ok_or_else(|| SignatureError::Keyring {
                 what: self.what.to_owned(),

@@ -186,11 +186,11 @@ impl<'p, 'a> Search<'_, 'p, 'a> {
             .iter()
             .partition(|wanted| self.request.preferred.contains(&wanted.name));
         for wanted in preferred.into_iter().chain(others) {
-            if let Some(real) = self.packages.candidate(wanted.name) {
-                if real.is(wanted) {
-                    offers.push(real);
-                }
-            }
+            offers.extend(
+                self.packages
+                    .candidate(wanted.name)
+                    .filter(|real| real.is(wanted)),
+            );
             offers.extend(self.packages.providers(wanted));
         }
         offers.retain(|offer| !self.barred.contains(offer.name));

@@ -21,7 +21,8 @@ pub struct Mirror {
     pub suites: Vec<String>,
     /// Components to take; empty means the distribution's usual ones.
     pub components: Vec<String>,
-    /// What its release files must be signed with.
+    /// What its release files must be signed with. Empty files take the keyring of the next
+    /// place that carries the suite: worker configuration, then the machine's apt.
     pub keyring: Keyring,
     /// Whether an expired `Valid-Until` is an error. Only snapshots of old archives need `false`.
     pub check_valid_until: bool,
@@ -154,7 +155,11 @@ fn find_suite(
         } else {
             mirror.components.clone()
         },
-        keyring: mirror.keyring.clone(),
+        keyring: if mirror.keyring.is_empty() {
+            known_keyring(wanted.suite, suite, places, apt)
+        } else {
+            mirror.keyring.clone()
+        },
         check_valid_until: mirror.check_valid_until,
         optional,
         named_by: named_by.to_owned(),
@@ -183,6 +188,29 @@ fn find_suite(
         .filter(|source| source.suite == suite)
         .cloned()
         .collect()
+}
+
+/// The keyring that the worker or the machine would check this suite with. An overlay that they
+/// do not carry is checked with the keyring of its base.
+fn known_keyring(base: &str, suite: &str, places: &Places<'_>, apt: &[SuiteSource]) -> Keyring {
+    for suite in [suite, base] {
+        let configured = places
+            .configured
+            .iter()
+            .filter(|mirror| mirror.suites.iter().any(|known| known == suite))
+            .map(|mirror| &mirror.keyring);
+        let machine = apt
+            .iter()
+            .filter(|source| source.suite == suite)
+            .map(|s| &s.keyring);
+        if let Some(keyring) = configured
+            .chain(machine)
+            .find(|keyring| !keyring.is_empty())
+        {
+            return keyring.clone();
+        }
+    }
+    Keyring::Files(Vec::new())
 }
 
 impl Mirror {

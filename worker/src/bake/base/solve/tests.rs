@@ -1,3 +1,5 @@
+use std::fmt::Write as _;
+
 use super::*;
 
 /// Writes an index from lines `name version | field: value | …`.
@@ -6,7 +8,8 @@ fn index(lines: &[&str]) -> String {
     for line in lines {
         let mut parts = line.split(';').map(str::trim);
         let (name, version) = parts.next().unwrap().split_once(' ').unwrap();
-        text += &format!(
+        let _ = write!(
+            text,
             "Package: {name}\nVersion: {version}\nArchitecture: amd64\nFilename: pool/{name}\n\
              Size: 1\nSHA256: {}\n",
             "0".repeat(64)
@@ -28,6 +31,7 @@ fn answer(lines: &[&str], wanted: &[&str]) -> Result<Vec<String>, SolveError> {
     let request = Request {
         packages: &wanted,
         provided: &["ramdisk-maker"],
+        preferred: &["small"],
         system: true,
     };
     solve(&packages, &request).map(|chosen| {

@@ -202,3 +202,37 @@ fn a_source_without_any_key_is_refused() {
     let error = find(&wanted(), &places(&root)).unwrap_err();
     assert!(matches!(error, SourceError::NoKeyring { .. }), "{error}");
 }
+
+#[test]
+fn a_mirror_without_a_keyring_takes_the_one_that_is_known_for_the_suite() {
+    let (_folder, root) = apt_root(&[("sources.list.d/debian.sources", DEB822)]);
+    let mirror = Mirror {
+        url: "http://pipeline.example/d".to_owned(),
+        suites: Vec::new(),
+        components: Vec::new(),
+        keyring: Keyring::Files(Vec::new()),
+        check_valid_until: true,
+    };
+    let places = Places {
+        mirror: Some(&mirror),
+        configured: &[],
+        apt_root: &root,
+    };
+    let found = find(&wanted(), &places).unwrap();
+    assert!(
+        found
+            .iter()
+            .all(|s| s.keyring == Keyring::Files(vec!["/keys/debian.gpg".into()])),
+        "{found:#?}"
+    );
+    let error = find(
+        &Wanted {
+            suite: "noble",
+            overlays: &[],
+            ..wanted()
+        },
+        &places,
+    )
+    .unwrap_err();
+    assert!(matches!(error, SourceError::NoKeyring { .. }), "{error}");
+}
