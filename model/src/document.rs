@@ -7,7 +7,7 @@
 //!
 //! A deserializer stops at its first error; somebody who fixes a file wants all
 //! of them at once. So the tree is read by hand, with [`Reader`] holding the
-//! place, the path and the list of problems (docs/decisions/0101).
+//! place, the path and the list of problems (docs/decisions/0005).
 
 pub mod diagnostic;
 pub mod node;

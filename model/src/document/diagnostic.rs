@@ -27,6 +27,8 @@ pub enum Code {
     Alias,
     #[serde(rename = "OAST-P0006")]
     Documents,
+    #[serde(rename = "OAST-P0007")]
+    Unreadable,
     #[serde(rename = "OAST-P0101")]
     UnknownKey,
     #[serde(rename = "OAST-P0102")]
@@ -84,13 +86,14 @@ pub enum Code {
 
 impl Code {
     /// Every code of this program, in order.
-    pub const ALL: [Code; 29] = [
+    pub const ALL: [Code; 32] = [
         Code::Syntax,
         Code::Tab,
         Code::DuplicateKey,
         Code::TooLarge,
         Code::Alias,
         Code::Documents,
+        Code::Unreadable,
         Code::UnknownKey,
         Code::MissingKey,
         Code::WrongType,
@@ -114,6 +117,8 @@ impl Code {
         Code::InputNotHere,
         Code::InputInCommand,
         Code::InputDeclaration,
+        Code::Contradiction,
+        Code::ComesLater,
     ];
 
     /// The stable text.
@@ -125,6 +130,7 @@ impl Code {
             Self::TooLarge => "OAST-P0004",
             Self::Alias => "OAST-P0005",
             Self::Documents => "OAST-P0006",
+            Self::Unreadable => "OAST-P0007",
             Self::UnknownKey => "OAST-P0101",
             Self::MissingKey => "OAST-P0102",
             Self::WrongType => "OAST-P0103",

@@ -3,6 +3,8 @@
 //! Takes a JSON value, because every file type can be made one. What it prints,
 //! [`super::yaml`] reads back as the same.
 
+use std::fmt::Write as _;
+
 use serde_json::Value;
 
 /// Prints a value as one YAML document.
@@ -123,7 +125,8 @@ fn scalar(text: &str, out: &mut String) {
             '\n' => out.push_str("\\n"),
             '\t' => out.push_str("\\t"),
             '\r' => out.push_str("\\r"),
-            c if needs_escape(c) => out.push_str(&format!("\\U{:08X}", u32::from(c))),
+            // Writing to a String cannot fail.
+            c if needs_escape(c) => drop(write!(out, "\\U{:08X}", u32::from(c))),
             c => out.push(c),
         }
     }

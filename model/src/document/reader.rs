@@ -5,7 +5,7 @@
 //! only at the end. So one pass finds everything.
 
 use std::collections::BTreeMap;
-use std::fmt::Display;
+use std::fmt::{Display, Write as _};
 use std::str::FromStr;
 
 use super::diagnostic::{Code, Diagnostic, Place, Severity};
@@ -140,7 +140,8 @@ impl Reader {
                     path.push('.');
                     path.push_str(key);
                 }
-                Segment::Index(index) => path.push_str(&format!("[{index}]")),
+                // Writing to a String cannot fail.
+                Segment::Index(index) => drop(write!(path, "[{index}]")),
             }
         }
         path
@@ -165,7 +166,8 @@ impl Reader {
                 unchosen: None,
             }),
             _ => {
-                self.wrong_type(node, &format!("{what} is a map of keys and values"));
+                let message = format!("{what} is a map of keys and values, found {}", node.kind());
+                self.error(Code::WrongType, node.place, message);
                 None
             }
         }
@@ -202,7 +204,8 @@ impl Reader {
         mut read: impl FnMut(&mut Self, &Key, &Node) -> Option<T>,
     ) -> Option<BTreeMap<String, T>> {
         let Value::Map(entries) = &node.value else {
-            self.wrong_type(node, &format!("{what} is a map of names and values"));
+            let message = format!("{what} is a map of names and values, found {}", node.kind());
+            self.error(Code::WrongType, node.place, message);
             return None;
         };
         let read: Vec<Option<(String, T)>> = entries
@@ -231,11 +234,8 @@ impl Reader {
         match rule.judge(&text) {
             Ok(()) => Some(text),
             Err(wrong) => {
-                self.error(
-                    rule.code(),
-                    node.place,
-                    format!("`{}` {wrong}", shorten(&text)),
-                );
+                let message = format!("`{}` {wrong}", shorten(&without_credentials(&text)));
+                self.error(rule.code(), node.place, message);
                 None
             }
         }
@@ -499,20 +499,18 @@ impl<'n> Fields<'n> {
         keys: &'static [&'static str],
     ) -> Option<(&'static str, &'n Node)> {
         self.known.extend(keys);
+        // In the order of the file, so that it is the later one that is said to be too much.
         let entries = self.entries;
-        let mut found = keys.iter().filter_map(|key| {
-            entries
-                .iter()
-                .find(|(k, _)| k.text == *key)
-                .map(|(k, node)| (*key, k, node))
+        let mut found = entries.iter().filter_map(|(k, node)| {
+            keys.iter()
+                .find(|key| **key == k.text)
+                .map(|key| (*key, k, node))
         });
         let Some((key, _, node)) = found.next() else {
             self.unchosen = Some(keys);
             return None;
         };
-        let mut several = false;
         for (other, place, _) in found {
-            several = true;
             let message = format!(
                 "{} is one thing: `{key}` is already there, so `{other}` cannot be",
                 self.what
@@ -524,7 +522,8 @@ impl<'n> Fields<'n> {
                 "start a new item with `- `",
             );
         }
-        (!several).then_some((key, node))
+        // With several the first is read all the same, for what else is wrong in it.
+        Some((key, node))
     }
 
     /// Goes into a key's value that [`Self::one_of`] found.
@@ -539,16 +538,24 @@ impl<'n> Fields<'n> {
     /// Reports the keys that nobody asked for. `elsewhere` may know better than the nearest word.
     pub fn done(self, reader: &mut Reader, elsewhere: impl Fn(&str) -> Option<&'static str>) {
         let mut meant: Vec<&str> = Vec::new();
+        let mut strangers = false;
         for (key, _) in self.entries {
             if self.known.contains(&key.text.as_str()) {
                 continue;
             }
+            strangers = true;
             let message = format!("{} has no key `{}`", self.what, shorten(&key.text));
             let hint = match (
                 elsewhere(&key.text),
                 suggest::nearest(&key.text, self.known.iter().copied()),
             ) {
-                (Some(hint), _) => hint.to_owned(),
+                (Some(hint), _) => {
+                    // "the key is `from`" says what is missing, too.
+                    let named =
+                        |key: &&&'static str| hint.starts_with(&format!("the key is `{key}`"));
+                    meant.extend(self.missing.iter().find(named));
+                    hint.to_owned()
+                }
                 (None, _) if key.text == "<<" => {
                     "merge keys are not YAML 1.2: write the keys out".to_owned()
                 }
@@ -567,10 +574,8 @@ impl<'n> Fields<'n> {
             let message = format!("{} needs the key `{key}`", self.what);
             reader.error(Code::MissingKey, self.place, message);
         }
-        if let Some(keys) = self
-            .unchosen
-            .filter(|keys| !keys.iter().any(|key| meant.contains(key)))
-        {
+        // A stranger was probably meant to be the one, and has been reported.
+        if let Some(keys) = self.unchosen.filter(|_| !strangers) {
             let message = format!("{} needs one of the keys {}", self.what, listed(keys));
             reader.error(Code::NoChoice, self.place, message);
         }
@@ -596,6 +601,17 @@ pub fn shorten(text: &str) -> String {
         format!("{line}...")
     } else {
         line
+    }
+}
+
+/// An address without what stands before its `@`, because problems are stored and shown to many.
+fn without_credentials(text: &str) -> String {
+    match text
+        .split_once("://")
+        .and_then(|(scheme, rest)| Some((scheme, rest.split_once('@')?)))
+    {
+        Some((scheme, (_, host))) => format!("{scheme}://***@{host}"),
+        None => text.to_owned(),
     }
 }
 

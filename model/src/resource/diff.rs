@@ -201,3 +201,79 @@ fn show(value: &Value) -> String {
         other => other.to_string(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::parse;
+    use super::*;
+
+    const FLEET: &str = "apiVersion: oast/v1\nkind: Fleet\nname: web-prod\nspec:\n  team: demo\n  provider: local\n  \
+        sets: [{ name: a, count: 3 }, { name: b, count: 3 }]\n  listen: 127.0.0.1:8080\n  serve: { port: 80 }\n  \
+        health: { http: { port: 80 } }\n  channel: { image: web, channel: candidate }\n";
+
+    fn fleet(text: &str) -> Resource {
+        let checked = parse("farm.yaml", text);
+        assert_eq!(checked.problems, []);
+        checked
+            .value
+            .and_then(|mut all| all.pop())
+            .expect("one fleet")
+    }
+
+    #[test]
+    fn the_same_resource_has_no_changes_however_it_is_written() {
+        let written_out = file::to_yaml(&fleet(FLEET));
+        assert_eq!(diff(Some(&fleet(FLEET)), &fleet(&written_out)), []);
+        let same = fleet(FLEET);
+        assert_eq!(render(&same, false, &[]), "  Fleet web-prod (unchanged)\n");
+    }
+
+    #[test]
+    fn changes_are_told_field_by_field_and_sets_by_name() {
+        let new = FLEET
+            .replace(
+                "[{ name: a, count: 3 }",
+                "[{ name: c, count: 1 }, { name: a, count: 4 }",
+            )
+            .replace(", { name: b, count: 3 }", "")
+            .replace("channel: candidate", "channel: stable")
+            .replace("port: 80 } }", "port: 80, path: /healthz } }");
+        let (old, new) = (fleet(FLEET), fleet(&new));
+        let expected = "~ Fleet web-prod\n  \
+                        + spec.sets[c].name         c\n  \
+                        + spec.sets[c].count        1\n  \
+                        ~ spec.sets[a].count        3 -> 4\n  \
+                        - spec.sets[b]              { name: b, count: 3 }\n  \
+                        ~ spec.health.http.path     / -> /healthz\n  \
+                        ~ spec.channel.channel      candidate -> stable\n";
+        let text = render(&new, false, &diff(Some(&old), &new));
+        let squeeze = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert_eq!(squeeze(&text), squeeze(expected), "{text}");
+    }
+
+    #[test]
+    fn a_new_resource_is_all_additions() {
+        let new = fleet(FLEET);
+        let changes = diff(None, &new);
+        assert!(
+            changes
+                .iter()
+                .all(|change| change.before.is_none() && change.after.is_some()),
+            "{changes:#?}"
+        );
+        assert!(render(&new, true, &changes).starts_with("+ Fleet web-prod (new)\n  + spec.team"));
+    }
+
+    #[test]
+    fn the_order_of_sets_is_a_change_of_its_own() {
+        let swapped = FLEET.replace(
+            "[{ name: a, count: 3 }, { name: b, count: 3 }]",
+            "[{ name: b, count: 3 }, { name: a, count: 3 }]",
+        );
+        let changes = diff(Some(&fleet(FLEET)), &fleet(&swapped));
+        assert_eq!(
+            changes.iter().map(|c| c.path.as_str()).collect::<Vec<_>>(),
+            ["spec.sets (order)"]
+        );
+    }
+}

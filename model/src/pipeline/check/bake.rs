@@ -323,6 +323,10 @@ fn run(reader: &mut Reader, node: &Node) -> Option<Run> {
         );
         return None;
     }
+    if node.is_null() {
+        reader.error(Code::WrongType, node.place, "`run` has no command");
+        return None;
+    }
     let mut map = reader.map(node, "`run`")?;
     let command = map.required(reader, "command", command);
     let shell = map.or(reader, "shell", SHELL.to_owned(), |r, n| {
