@@ -12,6 +12,7 @@ pub mod isolate;
 pub mod lock;
 pub mod metrics;
 pub mod panic;
+pub mod preflight;
 pub mod random;
 pub mod secret;
 pub mod serve;

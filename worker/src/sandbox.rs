@@ -10,7 +10,6 @@
 //! There is no system call filter yet, and no limit on memory or processor time.
 
 mod capability;
-pub mod cgroup;
 mod init;
 mod inside;
 mod launch;
@@ -25,8 +24,8 @@ mod stage;
 pub use launch::{Finished, Launcher, Output, Sandbox, SandboxError};
 pub use message::Exit;
 pub use monitor::entry;
+pub use oast_daemon::isolate::cgroup::{self, Cgroup};
 pub use oast_daemon::isolate::{Fault, IdMap};
 pub use spec::{
-    Bind, Cgroup, DEFAULT_PATH, InitMode, LimitOf, Network, Overlay, Rlimit, Root, SecretFile,
-    Spec, Tmpfs,
+    Bind, DEFAULT_PATH, InitMode, LimitOf, Network, Overlay, Rlimit, Root, SecretFile, Spec, Tmpfs,
 };

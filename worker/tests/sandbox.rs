@@ -24,6 +24,8 @@ fn main() -> Result<()> {
     if args.first().is_some_and(|arg| arg == "internal") {
         oast_worker::sandbox::entry();
     }
+    // An ordinary user becomes root of the farm namespace first, like `oast worker` does.
+    oast_daemon::isolate::enter()?;
     if let [mode, marker, folder] = args.as_slice()
         && mode == "hold"
     {

@@ -13,13 +13,12 @@ use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use oast_daemon::isolate::proc::{self, Forked};
-use oast_daemon::isolate::{Fault, Named, wire};
+use oast_daemon::isolate::{Fault, Named, cgroup, wire};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags, Signal};
 use rustix::pty::OpenptFlags;
 
-use super::cgroup;
 use super::inside;
 use super::message::{Exit, FromInside, FromMonitor, Order, ToInside, ToMonitor};
 use super::spec::InitMode;

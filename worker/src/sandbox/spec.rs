@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use oast_daemon::isolate::cgroup::Cgroup;
 use oast_daemon::isolate::{Fault, IdMap, Named};
 
 /// One sandbox, whole.
@@ -191,15 +192,6 @@ pub enum LimitOf {
     Processes,
     FileSize,
     CoreSize,
-}
-
-/// A control group of its own in the unified hierarchy: needed by an image's init, made before it starts and removed
-/// after it ended.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Cgroup {
-    /// The farm: the parent folder, which [`super::cgroup::sweep`] clears.
-    pub farm: String,
-    pub name: String,
 }
 
 /// Where the environment's commands are looked for.

@@ -8,9 +8,19 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use oast_daemon::isolate::{Fault, IdMap, Named};
+use serde::{Deserialize, Serialize};
 
-use super::spec::Cgroup;
+use super::fault::{Fault, Named};
+use super::idmap::IdMap;
+
+/// A control group of its own in the unified hierarchy: needed by an image's init, made before it
+/// starts and removed after it ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cgroup {
+    /// The farm: the parent folder, which [`sweep`] clears.
+    pub farm: String,
+    pub name: String,
+}
 
 /// How often an emptied group is tried before it is reported: its processes are dead but may not be buried yet.
 const REMOVE_TRIES: u32 = 200;
@@ -66,7 +76,7 @@ fn one_name(name: &str) -> Result<(), Fault> {
 }
 
 /// Makes the group, gives it to the sandbox's root and puts the process in.
-pub(crate) fn make(group: &Cgroup, idmap: IdMap, pid: i32) -> Result<(), Fault> {
+pub fn make(group: &Cgroup, idmap: IdMap, pid: i32) -> Result<(), Fault> {
     let folder = folder(group)?;
     // One of the same name can only be a dead one's.
     remove(group)?;
@@ -93,7 +103,7 @@ pub(crate) fn make(group: &Cgroup, idmap: IdMap, pid: i32) -> Result<(), Fault> 
 }
 
 /// Ends what is in the group and removes it with everything below.
-pub(crate) fn remove(group: &Cgroup) -> Result<(), Fault> {
+pub fn remove(group: &Cgroup) -> Result<(), Fault> {
     let folder = folder(group)?;
     remove_tree(&folder)?;
     if let Some(farm) = folder.parent() {
