@@ -17,12 +17,13 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
-use camino::Utf8PathBuf;
+use camino::{Utf8Path, Utf8PathBuf};
 use serde::Deserialize;
 
 use oast_daemon::clock::SharedClock;
 use oast_daemon::config::{Problems, Validate};
 use oast_daemon::health::{self as pages, Health};
+use oast_daemon::isolate::IdMapError;
 use oast_daemon::lock::{DirLock, LockError};
 use oast_daemon::metrics::{Metric, Metrics};
 use oast_daemon::secret::Secret;
@@ -46,8 +47,11 @@ pub mod store;
 pub mod units;
 pub mod view;
 
+use crate::sandbox::{IdMap, Launcher};
 use cloud::{Cloud, CloudError, Handle};
-use runtime::Runtime;
+use instance::{Options, Sandboxes};
+use layers::StoreLayers;
+use runtime::{BootError, Runtime};
 use store::{Store, StoreError};
 use view::{InstanceView, Phase};
 
@@ -71,6 +75,9 @@ pub struct LocalCloudConfig {
     pub token_file: Utf8PathBuf,
     /// How images are booted. Default `auto`.
     pub boot: BootPolicy,
+    /// Names this cloud's control groups on the machine: letters, digits and dashes. Empty takes
+    /// a name that is derived from `data_dir`. Default empty.
+    pub farm: String,
     /// Bounds of the port.
     pub limits: Limits,
 }
@@ -96,6 +103,7 @@ impl Default for LocalCloudConfig {
             store_dir: Utf8PathBuf::new(),
             token_file: Utf8PathBuf::new(),
             boot: BootPolicy::default(),
+            farm: String::new(),
             limits: Limits::default(),
         }
     }
@@ -111,7 +119,25 @@ impl Validate for LocalCloudConfig {
         for (field, path) in paths {
             problems.require(path.is_absolute(), field, "must be an absolute path");
         }
+        let plain = |c: char| c.is_ascii_alphanumeric() || c == '-';
+        problems.require(
+            self.farm.chars().all(plain),
+            "farm",
+            "must be letters, digits and dashes",
+        );
         self.limits.validate(problems);
+    }
+}
+
+impl LocalCloudConfig {
+    /// The name of this cloud's control groups (`oast-NAME`), for whoever sweeps after it.
+    #[must_use]
+    pub fn farm_name(&self) -> String {
+        if !self.farm.is_empty() {
+            return self.farm.clone();
+        }
+        let hash = blake3::hash(self.data_dir.as_str().as_bytes()).to_hex();
+        format!("cloud-{}", &hash[..12])
     }
 }
 
@@ -158,6 +184,15 @@ pub enum StartError {
     /// The state cannot be taken up.
     #[error("take up the durable state")]
     Cloud(#[from] CloudError),
+    /// Instances cannot have ids of their own.
+    #[error("find ids for instances")]
+    Ids(#[from] IdMapError),
+    /// The artifact store cannot be used.
+    #[error("open the artifact store")]
+    Artifacts(#[from] oast_artifacts::StoreError),
+    /// Instances cannot be run here.
+    #[error("get ready to run instances")]
+    Runtime(#[from] BootError),
     /// The operating system refused.
     #[error("{doing}")]
     System {
@@ -187,13 +222,46 @@ impl Running {
     }
 }
 
-/// Starts the local cloud over `runtime`. It serves until the process's shutdown.
+/// Runs the local cloud with real instances, until the process's shutdown. `exe` is our own binary,
+/// which sandboxes re-execute.
+///
+/// # Errors
+/// See [`StartError`].
+pub async fn run(
+    config: &LocalCloudConfig,
+    exe: &Utf8Path,
+    process: &Process,
+) -> Result<(), StartError> {
+    let instances = || {
+        let idmap = IdMap::detect()?;
+        let store = oast_artifacts::ArtifactStore::open_read_only(&config.store_dir)?;
+        let cache = config.data_dir.join("layers");
+        let layers = StoreLayers::open(store, &cache, idmap.host_base()).map_err(|err| {
+            let doing = format!("open the layer cache {cache}");
+            StartError::System { doing, err }
+        })?;
+        let runtime = Sandboxes::new(Options {
+            launcher: Launcher::new(exe.as_std_path(), idmap),
+            layers: Arc::new(layers),
+            folder: config.data_dir.join("instances"),
+            farm: config.farm_name(),
+            boot: config.boot,
+            tasks: process.tasks.clone(),
+        })?;
+        Ok(Arc::new(runtime) as Arc<dyn Runtime>)
+    };
+    start(config, instances, process).await?.ended().await;
+    Ok(())
+}
+
+/// Starts the local cloud. `runtime` is made once the data directory is locked, because making it
+/// sweeps what an earlier process left there.
 ///
 /// # Errors
 /// See [`StartError`].
 pub async fn start(
     config: &LocalCloudConfig,
-    runtime: Arc<dyn Runtime>,
+    runtime: impl FnOnce() -> Result<Arc<dyn Runtime>, StartError>,
     process: &Process,
 ) -> Result<Running, StartError> {
     let part = process.health.part("local cloud");
@@ -207,8 +275,13 @@ pub async fn start(
     // The port first: a second cloud on the same port should not start instances.
     let port = Port::bind(config.listen)?;
     let store = Store::open(&config.data_dir)?;
-    let (handle, cloud) =
-        Cloud::start(store, runtime, process.clock.clone(), process.tasks.clone()).await?;
+    let (handle, cloud) = Cloud::start(
+        store,
+        runtime()?,
+        process.clock.clone(),
+        process.tasks.clone(),
+    )
+    .await?;
     let owner = process
         .tasks
         .spawn("local cloud", TaskKind::SERVICE, cloud.run());

@@ -27,6 +27,7 @@ use oast_daemon::secret::Secret;
 use oast_daemon::task::Tasks;
 use oast_worker::local_cloud::instance::{Options, Sandboxes};
 use oast_worker::local_cloud::layers::PlainFolders;
+use oast_worker::local_cloud::runtime::Runtime;
 use oast_worker::local_cloud::{self, BootPolicy, LocalCloudConfig, Process, Running};
 use oast_worker::provider::local::LocalProvider;
 use oast_worker::provider::{
@@ -46,7 +47,15 @@ fn main() -> Result<()> {
     match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["internal", ..] => oast_worker::sandbox::entry(),
         ["serve"] => serve(),
-        ["cloud", folder] => runtime()?.block_on(cloud_until_killed(Utf8Path::new(folder))),
+        ["cloud", folder, layers, boot] => {
+            let boot = if boot == "Units" {
+                BootPolicy::Units
+            } else {
+                BootPolicy::Auto
+            };
+            let cloud = cloud_until_killed(Utf8Path::new(folder), Utf8Path::new(layers), boot);
+            runtime()?.block_on(cloud)
+        }
         _ => runtime()?.block_on(all()),
     }
 }
@@ -219,15 +228,18 @@ async fn farm(folder: &Utf8Path, layers: &Utf8Path, boot: BootPolicy) -> Result<
         boot,
         ..LocalCloudConfig::default()
     };
-    let runtime = Sandboxes::new(Options {
-        launcher: Launcher::new("/proc/self/exe", IdMap::detect()?),
-        layers: Arc::new(PlainFolders(layers.to_owned())),
-        folder: folder.join("cloud/instances"),
-        farm: format!("test-{}", std::process::id()),
-        boot,
-        tasks,
-    })?;
-    let cloud = local_cloud::start(&config, Arc::new(runtime), &process).await?;
+    let idmap = IdMap::detect()?;
+    let runtime = || {
+        Ok(Arc::new(Sandboxes::new(Options {
+            launcher: Launcher::new("/proc/self/exe", idmap),
+            layers: Arc::new(PlainFolders(layers.to_owned())),
+            folder: folder.join("cloud/instances"),
+            farm: config.farm_name(),
+            boot,
+            tasks,
+        })?) as Arc<dyn Runtime>)
+    };
+    let cloud = local_cloud::start(&config, runtime, &process).await?;
     let provider = LocalProvider::new(cloud.address, Secret::new(TOKEN.to_owned()))?;
     Ok(Farm {
         cloud,
@@ -237,8 +249,11 @@ async fn farm(folder: &Utf8Path, layers: &Utf8Path, boot: BootPolicy) -> Result<
     })
 }
 
-async fn cloud_until_killed(folder: &Utf8Path) -> Result<()> {
-    let farm = farm(folder, &folder.join("layers"), BootPolicy::Units).await?;
+async fn cloud_until_killed(folder: &Utf8Path, layers: &Utf8Path, boot: BootPolicy) -> Result<()> {
+    let mut farm = farm(folder, layers, boot).await?;
+    if boot == BootPolicy::Auto {
+        farm.service_port = 80;
+    }
     farm.fill(2).await?;
     println!("serving");
     std::future::pending().await
@@ -442,10 +457,18 @@ async fn all() -> Result<()> {
     image(folder.join("layers").as_std_path(), IdMap::detect()?)?;
     units_of_an_image_run_and_are_replaced_without_a_failed_request(&folder).await?;
     println!("ok: units_of_an_image_run_and_are_replaced_without_a_failed_request");
-    nothing_is_left_of_a_killed_cloud(&folder)?;
+    let layers = folder.join("layers");
+    nothing_is_left_of_a_killed_cloud(&folder.join("killed"), &layers, BootPolicy::Units, SERVER)?;
     println!("ok: nothing_is_left_of_a_killed_cloud");
     match std::env::var("OAST_TEST_DEBIAN") {
         Ok(layers) => {
+            nothing_is_left_of_a_killed_cloud(
+                &folder.join("killed-debian"),
+                Utf8Path::new(&layers),
+                BootPolicy::Auto,
+                "nginx: master",
+            )?;
+            println!("ok: nothing_is_left_of_a_killed_cloud, Auto");
             for boot in [BootPolicy::Auto, BootPolicy::Units] {
                 debian_serves(
                     &folder.join(format!("debian-{boot:?}")),
@@ -513,31 +536,48 @@ async fn units_of_an_image_run_and_are_replaced_without_a_failed_request(
     Ok(())
 }
 
-fn nothing_is_left_of_a_killed_cloud(folder: &Utf8Path) -> Result<()> {
-    let place = folder.join("killed");
-    fs::create_dir(&place)?;
-    symlink(folder.join("layers"), place.join("layers"))?;
+fn nothing_is_left_of_a_killed_cloud(
+    place: &Utf8Path,
+    layers: &Utf8Path,
+    boot: BootPolicy,
+    sign: &str,
+) -> Result<()> {
     let mut cloud = Command::new(std::env::current_exe()?)
-        .args(["cloud", place.as_str()])
+        .args([
+            "cloud",
+            place.as_str(),
+            layers.as_str(),
+            &format!("{boot:?}"),
+        ])
         .stdout(Stdio::piped())
         .spawn()?;
     let mut line = String::new();
     BufReader::new(cloud.stdout.take().context("stdout")?).read_line(&mut line)?;
     ensure!(line == "serving\n", "{line:?}");
-    ensure!(!leftovers(SERVER)?.is_empty(), "its servers run");
+    ensure!(!leftovers(sign)?.is_empty(), "its servers run");
+    let group = LocalCloudConfig {
+        data_dir: place.join("cloud"),
+        ..LocalCloudConfig::default()
+    };
+    let group = format!("/sys/fs/cgroup/unified/oast-{}", group.farm_name());
+    let grouped = Path::new(&group).exists();
     cloud.kill()?;
     cloud.wait()?;
     let began = Instant::now();
-    while !leftovers(SERVER)?.is_empty() {
-        ensure!(began.elapsed() < PATIENCE, "left: {:?}", leftovers(SERVER)?);
+    while !leftovers(sign)?.is_empty() || Path::new(&group).exists() {
+        ensure!(
+            began.elapsed() < PATIENCE,
+            "left: {:?}, {group}",
+            leftovers(sign)?
+        );
         std::thread::sleep(Duration::from_millis(5));
     }
     println!(
-        "a killed cloud's instances are gone after {:?}",
+        "a killed cloud's instances are gone after {:?} (control groups: {grouped})",
         began.elapsed()
     );
     let mounts = fs::read_to_string("/proc/self/mountinfo")?;
-    ensure!(!mounts.contains(folder.as_str()), "a mount is left");
+    ensure!(!mounts.contains(place.as_str()), "a mount is left");
     Ok(())
 }
 

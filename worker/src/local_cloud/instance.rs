@@ -76,6 +76,8 @@ struct Host {
     tasks: Tasks,
     /// Under `auto`: an init was tried here and did not stay up.
     init_failed: AtomicBool,
+    /// An init was tried here and stayed up, so that the next ones need no proof.
+    init_proven: AtomicBool,
 }
 
 impl Sandboxes {
@@ -120,6 +122,7 @@ impl Sandboxes {
             boot,
             tasks,
             init_failed: AtomicBool::new(groups.is_err()),
+            init_proven: AtomicBool::new(false),
         };
         Ok(Sandboxes {
             host: Arc::new(host),
@@ -263,7 +266,7 @@ impl Ready {
         });
         let overlay = Overlay::prepare(upper.as_std_path(), self.lowers.clone(), self.host.idmap)
             .map_err(|fault| BootError::system("make the instance's root", fault))?;
-        let hostname = format!("{}-{}", self.spec.set, self.spec.id);
+        let hostname = hostname(&self.spec.set, &self.spec.id);
         personalize(&overlay, &hostname, self.host.idmap)
             .map_err(|err| BootError::system("write the instance's host name", err))?;
         let root = Root::Overlay(overlay);
@@ -323,6 +326,13 @@ impl Ready {
     }
 }
 
+/// The kernel takes 64 bytes; of a long set name the end is cut, never the id.
+fn hostname(set: &str, id: &str) -> String {
+    const LONGEST: usize = 63;
+    let cut = set.len().min(LONGEST.saturating_sub(id.len() + 1));
+    format!("{}-{id}", set[..cut].trim_end_matches('-'))
+}
+
 /// Files that differ between instances of one image.
 fn personalize(overlay: &Overlay, hostname: &str, idmap: IdMap) -> std::io::Result<()> {
     let etc = overlay.upper.join("etc");
@@ -351,7 +361,9 @@ impl Prepared for Ready {
         Box::pin(async move {
             self.started = true;
             let mode = self.mode();
-            let fall_back = self.host.boot == BootPolicy::Auto && mode == BootMode::Init;
+            let fall_back = self.host.boot == BootPolicy::Auto
+                && mode == BootMode::Init
+                && !self.host.init_proven.load(Ordering::Acquire);
             let first = match self.boot(mode).await {
                 Ok(live) if fall_back => live.proven().await,
                 other => other,
@@ -394,7 +406,10 @@ impl Live {
     /// Waits until an init has stayed up for a moment.
     async fn proven(mut self) -> Result<Live, BootError> {
         match tokio::time::timeout(INIT_PROOF, self.sandbox.wait()).await {
-            Err(_still_up) => Ok(self),
+            Err(_still_up) => {
+                self.host.init_proven.store(true, Ordering::Release);
+                Ok(self)
+            }
             Ok(Ok(exit)) => {
                 let words = self.tail.words(&exit.to_string());
                 Err(BootError::system("boot the image's init", words))

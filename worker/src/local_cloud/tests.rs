@@ -52,7 +52,7 @@ async fn farm(dir: &Utf8PathBuf) -> Farm {
         ..LocalCloudConfig::default()
     };
     let fake = Fake::new(&tasks);
-    let cloud = start(&config, Arc::new(fake.clone()), &process)
+    let cloud = start(&config, || Ok(Arc::new(fake.clone())), &process)
         .await
         .unwrap();
     let provider = LocalProvider::new(cloud.address, Secret::new(TOKEN.to_owned())).unwrap();
