@@ -1,6 +1,5 @@
-//! A group of three in one process: real stores, a network from a seed, a toy machine.
+//! Groups of three in one process: real stores, networks from a seed or on loopback.
 
-mod disk;
 mod group;
 mod network;
 mod recovery;

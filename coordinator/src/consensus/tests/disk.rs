@@ -1,1 +1,0 @@
-//! One member over the in-memory stores, driven by hand.
