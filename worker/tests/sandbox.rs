@@ -197,7 +197,7 @@ impl Bench {
             .spawn(self.shell("kill", &script)?, Output::Pipes)
             .await?;
         read_line(&mut sandbox.stdout).await?;
-        ensure!(running(&marker)? >= 3, "only {} run", running(&marker)?);
+        until(|| Ok(running(&marker)? >= 3)).await.context("not all run")?;
         sandbox.kill();
         ensure!(sandbox.wait().await? == Exit::Signal(9));
         ensure!(running(&marker)? == 0, "{} are left", running(&marker)?);
