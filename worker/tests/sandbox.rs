@@ -12,10 +12,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use oast_daemon::clock::SystemClock;
 use oast_daemon::task::Tasks;
+use oast_daemon::testing::have;
 use oast_worker::sandbox::netns::Dialer;
 use oast_worker::sandbox::proxy::{Proxy, policy::Policy};
 use oast_worker::sandbox::{
-    Bind, Exit, IdMap, Launcher, Network, Output, Overlay, Root, SecretFile, Spec,
+    Bind, Cgroup, Exit, IdMap, Launcher, Network, Output, Overlay, Root, SecretFile, Spec, cgroup,
 };
 use tokio::io::{AsyncBufReadExt, AsyncReadExt};
 
@@ -132,6 +133,7 @@ impl Bench {
             the_proxy_reaches_what_is_allowed_and_nothing_of_ours,
             the_dialer_reaches_a_server_inside,
             a_killed_launcher_leaves_nothing,
+            an_images_own_init_boots_and_powers_off,
         ];
         self.time_of_one_sandbox().await
     }
@@ -197,7 +199,9 @@ impl Bench {
             .spawn(self.shell("kill", &script)?, Output::Pipes)
             .await?;
         read_line(&mut sandbox.stdout).await?;
-        until(|| Ok(running(&marker)? >= 3)).await.context("not all run")?;
+        until(|| Ok(running(&marker)? >= 3))
+            .await
+            .context("not all run")?;
         sandbox.kill();
         ensure!(sandbox.wait().await? == Exit::Signal(9));
         ensure!(running(&marker)? == 0, "{} are left", running(&marker)?);
@@ -446,6 +450,93 @@ s=socket.create_server((\"10.77.0.5\",80)); print(\"up\",flush=True); c=s.accept
         until(|| Ok(running(&marker)? == 0))
             .await
             .context("the sandbox outlived its monitor")
+    }
+
+    /// This machine's systemd over a root with one target and one service, in a control group.
+    async fn an_images_own_init_boots_and_powers_off(&self) -> Result<()> {
+        let systemd = "/usr/lib/systemd/systemd";
+        if !have(Path::new(systemd).exists(), systemd, "own init")
+            || !have(
+                cgroup::available().is_ok(),
+                "a writable cgroup2 hierarchy",
+                "own init",
+            )
+        {
+            return Ok(());
+        }
+        let farm = format!("test-{}", std::process::id());
+        let spec = |name: &str| -> Result<Spec> {
+            let root = self.overlay(name)?;
+            let group = Cgroup {
+                farm: farm.clone(),
+                name: name.into(),
+            };
+            let mut spec = Spec::instance(root, "web-0", group);
+            spec.command = vec![systemd.into(), "--log-target=console".into()];
+            spec.binds.push(Bind::read_only("/usr", "/usr"));
+            spec.addresses = vec!["10.77.0.9".parse()?];
+            let units = self.folder.join(name).join("upper/etc/systemd/system");
+            fs::create_dir_all(&units)?;
+            fs::write(
+                units.join("default.target"),
+                "[Unit]\nDescription=All\nWants=page.service\n",
+            )?;
+            fs::write(
+                units.join("page.service"),
+                "[Unit]\nDefaultDependencies=no\n[Service]\n\
+                 ExecStart=/bin/sh -c 'echo PAGE $(id -u) $(hostname) $$(cat /proc/1/comm); exec sleep 1000'\n\
+                 StandardOutput=tty\n",
+            )?;
+            for made in ["upper/etc", "upper/etc/systemd", "upper/etc/systemd/system"] {
+                let root = Some(self.launcher.idmap().host_id(0));
+                std::os::unix::fs::chown(self.folder.join(name).join(made), root, root)?;
+            }
+            Ok(spec)
+        };
+        let start = Instant::now();
+        let mut sandbox = self.launcher.spawn(spec("own")?, Output::Pipes).await?;
+        let console = sandbox.stdout.take().context("stdout")?;
+        let mut lines = tokio::io::BufReader::new(console).lines();
+        let mut seen = String::new();
+        let page = async {
+            while let Some(line) = lines.next_line().await? {
+                seen.push_str(&line);
+                seen.push('\n');
+                if line.contains("PAGE 0 web-0 systemd") {
+                    return Ok(());
+                }
+            }
+            Err(anyhow::anyhow!("the console closed"))
+        };
+        let page = tokio::time::timeout(Duration::from_secs(30), page).await;
+        ensure!(matches!(page, Ok(Ok(()))), "{page:?}: {seen}");
+        say(&format!(
+            "an init of its own serves after {:?}",
+            start.elapsed()
+        ));
+        sandbox.stop();
+        let rest = async { while lines.next_line().await.is_ok_and(|line| line.is_some()) {} };
+        let (exit, ()) = tokio::join!(
+            tokio::time::timeout(Duration::from_secs(30), sandbox.wait()),
+            rest
+        );
+        say(&format!("and powers off with {}", exit??));
+        let group = cgroup::hierarchy()?.join(format!("oast-{farm}"));
+        ensure!(!group.exists(), "its control group is left");
+
+        // Killed with its monitor: the process dies, the control group stays for a sweep.
+        let sandbox = self.launcher.spawn(spec("swept")?, Output::Pipes).await?;
+        let init = sandbox.init_pid();
+        let stat = fs::read_to_string(format!("/proc/{init}/stat"))?;
+        let fields = stat.rsplit_once(") ").context("a status")?.1;
+        let monitor: i32 = fields.split(' ').nth(1).context("a parent")?.parse()?;
+        // SAFETY: plain numbers.
+        unsafe { libc::kill(monitor, libc::SIGKILL) };
+        until(|| Ok(!Path::new(&format!("/proc/{init}")).exists())).await?;
+        ensure!(group.exists(), "nothing to sweep");
+        cgroup::sweep(&farm)?;
+        ensure!(!group.exists(), "the sweep left it");
+        Ok(())
     }
 
     async fn time_of_one_sandbox(&self) -> Result<()> {
