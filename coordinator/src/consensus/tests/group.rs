@@ -25,7 +25,9 @@ pub struct Group {
     pub options: Options,
     pub halted: Arc<Mutex<Vec<(u64, String)>>>,
     members: BTreeMap<u64, (Handle<Lists>, Running)>,
-    directory: tempfile::TempDir,
+    directory: PathBuf,
+    /// Removed at the end, unless somebody else owns the directory.
+    owned_directory: Option<tempfile::TempDir>,
 }
 
 pub fn options() -> Options {
@@ -36,18 +38,23 @@ pub fn options() -> Options {
 }
 
 impl Group {
-    pub fn new(seed: u64, options: Options) -> Self {
-        Group {
+    pub fn of_three(seed: u64, options: Options) -> Self {
+        let owned = tempfile::tempdir().unwrap();
+        let directory = owned.path().to_owned();
+        let mut group = Group::of_three_in(directory, seed, options);
+        group.owned_directory = Some(owned);
+        group
+    }
+
+    pub fn of_three_in(directory: PathBuf, seed: u64, options: Options) -> Self {
+        let mut group = Group {
             network: MemoryNetwork::new(seed),
             options,
             halted: Arc::default(),
             members: BTreeMap::new(),
-            directory: tempfile::tempdir().unwrap(),
-        }
-    }
-
-    pub fn of_three(seed: u64, options: Options) -> Self {
-        let mut group = Group::new(seed, options);
+            directory,
+            owned_directory: None,
+        };
         for member in 1..=3 {
             group.start(member);
         }
@@ -55,7 +62,7 @@ impl Group {
     }
 
     pub fn path(&self, member: u64) -> PathBuf {
-        self.directory.path().join(member.to_string())
+        self.directory.join(member.to_string())
     }
 
     pub fn setup(&self, member: u64) -> Setup {
