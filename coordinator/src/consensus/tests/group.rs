@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use oast_daemon::clock::SystemClock;
+use oast_daemon::clock::{Clock as _, SystemClock, timeout};
+use oast_daemon::task::Tasks;
 
 use super::toy::{Command, Lists};
 use crate::consensus::driver::{self, Running, Setup};
@@ -125,7 +126,7 @@ impl Group {
 
     pub async fn wait(&self, member: u64, what: &str, done: impl FnMut(&Status) -> bool) -> Status {
         let mut status = self.handle(member).status();
-        let waited = tokio::time::timeout(PATIENCE, status.wait_for(done)).await;
+        let waited = timeout(&SystemClock, PATIENCE, status.wait_for(done)).await;
         if let Ok(status) = waited {
             return status.unwrap().clone();
         }
@@ -201,6 +202,12 @@ impl Drop for Group {
             self.stop(member);
         }
     }
+}
+
+/// Seeds and measured times belong into a test's output.
+#[expect(clippy::disallowed_macros, reason = "the test harness captures it")]
+fn say(line: &str) {
+    eprintln!("{line}");
 }
 
 pub fn copy_tree(from: &Path, to: &Path) {
@@ -334,15 +341,15 @@ async fn a_new_leader_is_there_within_a_second_and_a_half_at_default_timing() {
     for other in &rest {
         group.network.cut(leader, *other, true);
     }
-    let began = tokio::time::Instant::now();
+    let began = SystemClock.monotonic();
     let (a, b) = (rest[0], rest[1]);
     let leads = |status: &Status| status.role == Role::Leader;
     tokio::select! {
         _ = group.wait(a, "no new leader", leads) => {}
         _ = group.wait(b, "no new leader", leads) => {}
     }
-    let took = began.elapsed();
-    eprintln!("failover took {took:?}");
+    let took = SystemClock.monotonic() - began;
+    say(&format!("failover took {took:?}"));
     assert!(took < Duration::from_millis(1_500), "{took:?}");
     group.stop(leader);
 }
@@ -351,8 +358,12 @@ async fn a_new_leader_is_there_within_a_second_and_a_half_at_default_timing() {
 /// what was acknowledged is there, once, and the members agree.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_acknowledged_command_is_lost_in_bad_weather_with_restarts() {
+    let tasks = Tasks::new(
+        SystemClock::shared(),
+        tokio_util::sync::CancellationToken::new(),
+    );
     for seed in [11, 12] {
-        eprintln!("seed {seed}");
+        say(&format!("seed {seed}"));
         let options = Options {
             snapshot_entries: 150,
             trailing_entries: 20,
@@ -370,7 +381,7 @@ async fn no_acknowledged_command_is_lost_in_bad_weather_with_restarts() {
         let clients: Vec<_> = (0..4_u8)
             .map(|client| {
                 let (handles, stop) = (handles.clone(), stop.clone());
-                tokio::task::spawn(async move {
+                tasks.job("client", async move {
                     let mut acknowledged = Vec::new();
                     for value in 0.. {
                         if stop.is_cancelled() {
@@ -427,7 +438,7 @@ async fn no_acknowledged_command_is_lost_in_bad_weather_with_restarts() {
         let view = group.handle(group.leader().await).view();
         let mut total = 0;
         for (client, task) in (0..).zip(clients) {
-            let acknowledged = task.await.unwrap();
+            let acknowledged = task.value().await.unwrap();
             let found = view.view.0.get(&client).cloned().unwrap_or_default();
             let mut sorted = found.clone();
             sorted.dedup();
@@ -447,7 +458,7 @@ async fn no_acknowledged_command_is_lost_in_bad_weather_with_restarts() {
             }
             total += acknowledged.len();
         }
-        eprintln!("{total} commands acknowledged");
+        say(&format!("{total} commands acknowledged"));
         assert!(total > 0, "the clients got nothing through");
     }
 }
