@@ -79,7 +79,7 @@ async fn make(
         mirrors: Vec::new(),
         fetch: fetch::FetchOptions::default(),
         index_max_age: Duration::from_secs(3600),
-        confined: Arc::new(Sandboxed::new(launcher, runtime, cancel.clone())),
+        confined: Arc::new(Sandboxed::new(launcher, runtime)),
         clock: SystemClock::shared(),
         progress: Arc::new(Print),
         host_base: idmap.host_base(),

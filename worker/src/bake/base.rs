@@ -447,6 +447,7 @@ impl<'a> Work<'a> {
                 root,
                 scratch: &scratch,
                 confined: self.context.confined.as_ref(),
+                cancel: &self.context.cancel,
                 modified,
             };
             configure.run(&unpacked)?;

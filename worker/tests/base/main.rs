@@ -68,6 +68,7 @@ const ROOT_TESTS: &[(&str, Test)] = tests![
     a_base_is_configured_and_left_clean,
     a_failing_script_is_shown_and_leaves_no_root,
     a_cancelled_build_leaves_no_root,
+    a_dropped_build_ends_its_scripts,
 ];
 
 fn main() -> Result<()> {
@@ -203,7 +204,6 @@ impl Bench {
             Some(idmap) => Arc::new(Sandboxed::new(
                 Launcher::new("/proc/self/exe", idmap),
                 tokio::runtime::Handle::current(),
-                cancel.clone(),
             )),
         };
         BaseContext {
@@ -763,27 +763,61 @@ async fn a_failing_script_is_shown_and_leaves_no_root(bench: &Bench) -> Result<(
     Ok(())
 }
 
-/// Cancels as soon as unpacking begins.
-struct CancelAtUnpack(CancellationToken);
+/// Cancels as soon as a stage begins.
+struct CancelAt(Stage, CancellationToken);
 
-impl Progress for CancelAtUnpack {
+impl Progress for CancelAt {
     fn event(&self, event: Event) {
-        if event == Event::Began(Stage::Unpack) {
-            self.0.cancel();
+        if event == Event::Began(self.0) {
+            self.1.cancel();
         }
     }
 }
 
 async fn a_cancelled_build_leaves_no_root(bench: &Bench) -> Result<()> {
-    let mut context = bench.context("cancelled");
-    context.progress = Arc::new(CancelAtUnpack(context.cancel.clone()));
-    let root: &Utf8Path = &bench.path("cancelled.root");
-    let error = base::build(&bench.request("ubuntu"), &context, root)
-        .await
-        .unwrap_err();
-    ensure!(error.to_string().contains("cancelled"), "{error:?}");
-    ensure!(!root.exists(), "half a root was left");
+    for stage in [Stage::Fetch, Stage::Unpack, Stage::Configure] {
+        let mut context = bench.context("cancelled");
+        context.progress = Arc::new(CancelAt(stage, context.cancel.clone()));
+        let root: &Utf8Path = &bench.path("cancelled.root");
+        let error = base::build(&bench.request("ubuntu"), &context, root)
+            .await
+            .unwrap_err();
+        ensure!(
+            error.to_string().contains("cancelled"),
+            "{stage:?}: {error:?}"
+        );
+        ensure!(!root.exists(), "{stage:?}: half a root was left");
+    }
     Ok(())
+}
+
+/// A script that would run for minutes ends when nobody waits for the base any more.
+async fn a_dropped_build_ends_its_scripts(bench: &Bench) -> Result<()> {
+    let slow = dummy("slow", "1").script(
+        "postinst",
+        "#!/bin/sh\necho x > /started\nwhile :; do :; done\n",
+    );
+    bench.publish("slow", vec![slow])?;
+    let mut request = bench.request("slow");
+    request.packages = vec!["slow".to_owned()];
+    let context = bench.context("slow");
+    let root = bench.path("slow.root");
+    let started = root.join("started");
+    let build = base::build(&request, &context, &root);
+    tokio::select! {
+        result = build => bail!("it ended: {result:?}"),
+        () = until(|| started.exists()) => {}
+    }
+    // The future is gone; the blocking task notices and takes the root with it.
+    until(|| !root.exists()).await;
+    Ok(())
+}
+
+/// Waits for a level; the caller's test hangs visibly if it never comes.
+async fn until(mut holds: impl FnMut() -> bool) {
+    while !holds() {
+        SystemClock::shared().sleep(Duration::from_millis(10)).await;
+    }
 }
 
 /// Every file below a folder.

@@ -13,6 +13,7 @@ use std::fmt::Write as _;
 use std::io;
 
 use camino::Utf8Path;
+use tokio_util::sync::CancellationToken;
 
 use super::database::{self, DatabaseError, StandIn};
 use super::index::Stanzas;
@@ -45,6 +46,8 @@ pub struct ConfinedCommand<'a> {
     pub scratch: &'a Utf8Path,
     pub argv: &'a [&'a str],
     pub env: &'a [(&'a str, &'a str)],
+    /// Ends the program early.
+    pub cancel: &'a CancellationToken,
 }
 
 /// How it ended.
@@ -94,6 +97,7 @@ pub struct Configure<'a> {
     pub root: &'a Utf8Path,
     pub scratch: &'a Utf8Path,
     pub confined: &'a dyn Confined,
+    pub cancel: &'a CancellationToken,
     pub modified: i64,
 }
 
@@ -253,6 +257,7 @@ impl Configure<'_> {
             scratch: self.scratch,
             argv,
             env: ENVIRONMENT,
+            cancel: self.cancel,
         };
         let made = |source| ConfigureError::Write {
             path: self.scratch.to_string(),

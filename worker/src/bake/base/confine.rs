@@ -7,7 +7,6 @@
 use std::io::{Read, Seek, SeekFrom};
 
 use tokio::runtime::Handle;
-use tokio_util::sync::CancellationToken;
 
 use super::configure::{ConfineError, Confined, ConfinedCommand, ConfinedOutput};
 use crate::sandbox::{Exit, Launcher, Output, Overlay, Root, Spec};
@@ -20,17 +19,12 @@ const OUTPUT_BYTES_MAX: u64 = 256 << 10;
 pub struct Sandboxed {
     launcher: Launcher,
     runtime: Handle,
-    cancel: CancellationToken,
 }
 
 impl Sandboxed {
     /// `runtime` drives the sandboxes; [`Confined::run`] blocks a thread outside of its workers.
-    pub fn new(launcher: Launcher, runtime: Handle, cancel: CancellationToken) -> Self {
-        Self {
-            launcher,
-            runtime,
-            cancel,
-        }
+    pub fn new(launcher: Launcher, runtime: Handle) -> Self {
+        Self { launcher, runtime }
     }
 
     async fn end(
@@ -61,7 +55,7 @@ impl Sandboxed {
         let exit = tokio::select! {
             biased;
             exit = sandbox.wait() => exit?,
-            () = self.cancel.cancelled() => {
+            () = command.cancel.cancelled() => {
                 sandbox.kill();
                 sandbox.wait().await?;
                 return Err("the bake was cancelled".into());
