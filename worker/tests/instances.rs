@@ -20,14 +20,17 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use camino::{Utf8Path, Utf8PathBuf};
 use futures_util::StreamExt;
+use oast_artifacts::{ArtifactStore, Digest};
 use oast_daemon::clock::SystemClock;
 use oast_daemon::health::Health;
 use oast_daemon::metrics::Metrics;
 use oast_daemon::secret::Secret;
 use oast_daemon::task::Tasks;
+use oast_worker::bake::layer::{PackOptions, pack};
+use oast_worker::bake::manifest;
 use oast_worker::local_cloud::instance::{Options, Sandboxes};
-use oast_worker::local_cloud::layers::PlainFolders;
-use oast_worker::local_cloud::runtime::Runtime;
+use oast_worker::local_cloud::layers::{PlainFolders, StoreLayers};
+use oast_worker::local_cloud::runtime::{LayerSource, Runtime};
 use oast_worker::local_cloud::{self, BootPolicy, LocalCloudConfig, Process, Running};
 use oast_worker::provider::local::LocalProvider;
 use oast_worker::provider::{
@@ -171,6 +174,38 @@ fn image(folder: &Path, idmap: IdMap) -> Result<()> {
     Ok(())
 }
 
+/// Packs the layers into an artifact store, as a bake does.
+fn stored(folder: &Utf8Path, idmap: IdMap) -> Result<Named> {
+    let store = ArtifactStore::open(&folder.join("store"))?;
+    let mut digests = BTreeMap::new();
+    for name in ["base", "app", "app2"] {
+        let options = PackOptions {
+            key: Digest::of(name.as_bytes()),
+            parent: None,
+            host_base: idmap.host_base(),
+            clamp_mtime: None,
+        };
+        let (record, _) = pack(&store, &folder.join("layers").join(name), &options)?;
+        digests.insert(name.to_owned(), manifest::put(&store, &record)?.to_string());
+    }
+    let layers = StoreLayers::open(store, &folder.join("unpacked"), idmap.host_base())?;
+    Ok(Named { layers, digests })
+}
+
+/// Layers of a store under the names that this test gives them.
+#[derive(Debug)]
+struct Named {
+    layers: StoreLayers,
+    digests: BTreeMap<String, String>,
+}
+
+impl LayerSource for Named {
+    fn roots(&self, layers: &[String]) -> Result<Vec<Utf8PathBuf>, String> {
+        let digests: Vec<String> = layers.iter().map(|l| self.digests[l].clone()).collect();
+        self.layers.roots(&digests)
+    }
+}
+
 fn install(base: &Path, file: &Path) -> Result<()> {
     let name = file.strip_prefix("/")?;
     // Through the image's own links (`/lib` is `/usr/lib`).
@@ -201,6 +236,10 @@ fn libraries(file: &Path) -> Result<Vec<PathBuf>> {
 
 // ---- a local cloud -----------------------------------------------------------------------------
 
+fn plain(layers: &Utf8Path) -> Arc<dyn LayerSource> {
+    Arc::new(PlainFolders(layers.to_owned()))
+}
+
 struct Farm {
     cloud: Running,
     process: Process,
@@ -208,7 +247,7 @@ struct Farm {
     service_port: u16,
 }
 
-async fn farm(folder: &Utf8Path, layers: &Utf8Path, boot: BootPolicy) -> Result<Farm> {
+async fn farm(folder: &Utf8Path, layers: Arc<dyn LayerSource>, boot: BootPolicy) -> Result<Farm> {
     let clock = SystemClock::shared();
     let tasks = Tasks::new(clock.clone(), CancellationToken::new());
     let process = Process {
@@ -232,7 +271,7 @@ async fn farm(folder: &Utf8Path, layers: &Utf8Path, boot: BootPolicy) -> Result<
     let runtime = || {
         Ok(Arc::new(Sandboxes::new(Options {
             launcher: Launcher::new("/proc/self/exe", idmap),
-            layers: Arc::new(PlainFolders(layers.to_owned())),
+            layers,
             folder: folder.join("cloud/instances"),
             farm: config.farm_name(),
             boot,
@@ -250,7 +289,7 @@ async fn farm(folder: &Utf8Path, layers: &Utf8Path, boot: BootPolicy) -> Result<
 }
 
 async fn cloud_until_killed(folder: &Utf8Path, layers: &Utf8Path, boot: BootPolicy) -> Result<()> {
-    let mut farm = farm(folder, layers, boot).await?;
+    let mut farm = farm(folder, plain(layers), boot).await?;
     if boot == BootPolicy::Auto {
         farm.service_port = 80;
     }
@@ -487,12 +526,8 @@ async fn all() -> Result<()> {
 async fn units_of_an_image_run_and_are_replaced_without_a_failed_request(
     folder: &Utf8Path,
 ) -> Result<()> {
-    let farm = farm(
-        &folder.join("units"),
-        &folder.join("layers"),
-        BootPolicy::Units,
-    )
-    .await?;
+    let layers = Arc::new(stored(folder, IdMap::detect()?)?);
+    let farm = farm(&folder.join("units"), layers, BootPolicy::Units).await?;
     let began = Instant::now();
     let address = farm.fill(3).await?;
     println!("3 instances serve after {:?}", began.elapsed());
@@ -597,7 +632,7 @@ fn leftovers(text: &str) -> Result<Vec<String>> {
 }
 
 async fn debian_serves(folder: &Utf8Path, layers: &Utf8Path, boot: BootPolicy) -> Result<()> {
-    let mut farm = farm(folder, layers, boot).await?;
+    let mut farm = farm(folder, plain(layers), boot).await?;
     farm.service_port = 80;
     let began = Instant::now();
     let address = farm.fill(1).await?;

@@ -1,7 +1,6 @@
 //! Layers of images as folders: unpacked from the farm's artifact store once, shared by all
 //! instances as overlay lowers.
 //!
-//! A layer's manifest is a blob that holds its [`LayerRecord`] as JSON ([`publish`] and [`find`]).
 //! The folders are a cache: they are not synced, so a boot of the machine empties it.
 
 use std::collections::BTreeMap;
@@ -11,13 +10,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use camino::{Utf8Path, Utf8PathBuf};
 
-use oast_artifacts::{ArtifactStore, Digest, StoreError};
+use oast_artifacts::{ArtifactStore, Digest};
 
 use super::runtime::LayerSource;
-use crate::bake::layer::{self, LayerRecord, UnpackError};
+use crate::bake::layer::{self, UnpackError};
+use crate::bake::manifest::{self, ManifestError};
 
-/// Longest manifest that is read.
-const MANIFEST_MAX: u64 = 64 << 10;
 /// Names the boot of the machine in which the cache was filled.
 const BOOT_FILE: &str = "boot";
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
@@ -28,23 +26,14 @@ pub enum LayerError {
     /// The reference is no digest.
     #[error("{0:?} is no digest of a layer manifest")]
     Digest(String),
-    /// The manifest is not in the store.
+    /// The manifest cannot be read.
     #[error("read layer manifest {digest}")]
     Manifest {
         /// The manifest.
         digest: String,
         /// Why not.
         #[source]
-        err: StoreError,
-    },
-    /// The blob is something else.
-    #[error("blob {digest} is no layer manifest")]
-    Parse {
-        /// The blob.
-        digest: String,
-        /// What the parser said.
-        #[source]
-        err: serde_json::Error,
+        err: ManifestError,
     },
     /// The contents could not be unpacked.
     #[error("unpack layer {digest}")]
@@ -55,35 +44,6 @@ pub enum LayerError {
         #[source]
         err: UnpackError,
     },
-}
-
-/// Stores a layer's manifest and returns the digest by which images name the layer.
-///
-/// # Errors
-/// The store cannot be written.
-pub fn publish(store: &ArtifactStore, record: &LayerRecord) -> Result<Digest, StoreError> {
-    let bytes = serde_json::to_vec(record).expect("the record has string keys only");
-    Ok(store.put_bytes(&bytes)?.blob)
-}
-
-/// Reads a layer's manifest.
-///
-/// # Errors
-/// It is absent, or something else.
-pub fn find(store: &ArtifactStore, digest: &str) -> Result<LayerRecord, LayerError> {
-    let address: Digest = digest
-        .parse()
-        .map_err(|_| LayerError::Digest(digest.to_owned()))?;
-    let bytes = store
-        .read_blob(address, MANIFEST_MAX)
-        .map_err(|err| LayerError::Manifest {
-            digest: digest.to_owned(),
-            err,
-        })?;
-    serde_json::from_slice(&bytes).map_err(|err| LayerError::Parse {
-        digest: digest.to_owned(),
-        err,
-    })
 }
 
 /// Unpacked layers of an artifact store.
@@ -129,12 +89,18 @@ impl StoreLayers {
             Arc::clone(busy.entry(digest.to_owned()).or_default())
         };
         let _one = lock.lock().unwrap_or_else(PoisonError::into_inner);
-        // A digest is hexadecimal, so it is a plain name; `find` refuses anything else.
+        // Before it is used as a name: a digest is hexadecimal.
+        let address: Digest = digest
+            .parse()
+            .map_err(|_| LayerError::Digest(digest.to_owned()))?;
         let root = self.folder.join(digest);
         if root.exists() {
             return Ok(root);
         }
-        let record = find(&self.store, digest)?;
+        let record = manifest::get(&self.store, address).map_err(|err| LayerError::Manifest {
+            digest: digest.to_owned(),
+            err,
+        })?;
         let (_, skipped) =
             layer::unpack(&self.store, &record, &root, self.host_base).map_err(|err| {
                 LayerError::Unpack {
