@@ -13,19 +13,20 @@
 //! ```
 //!
 //! Draining: an instance that drains gets no new connection; those it has go on, idle or not,
-//! until they end or the drain time-out passes. Then each is closed at the first moment when no
-//! byte has moved for [`QUIET`], and after [`CUT_MAX`] in any case. The drawback accepted: a
-//! client that keeps an idle connection beyond the time-out may send into the closing.
+//! until they end or the drain time-out passes. Then each is closed at its first quiet moment in
+//! which the instance spoke last (so nothing seems to be owed), and after [`CUT_MAX`] in any case.
+//! The drawback accepted: a client that keeps a connection beyond the time-out may send into the
+//! closing; servers that announce the end (`Connection: close`) within the time-out avoid it.
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use oast_daemon::task::{TaskKind, Tasks};
@@ -34,10 +35,16 @@ use super::backend::{Backend, Entered};
 
 /// Time in which an instance on this machine must take a connection.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(2);
-/// A connection over which nothing moved for so long may be cut.
+/// A connection that was answered last and has been quiet for so long may be cut.
 const QUIET: Duration = Duration::from_millis(100);
-/// Time that a busy connection is given beyond the drain time-out.
-const CUT_MAX: Duration = Duration::from_secs(2);
+/// The same for one that had no such moment for [`GENTLE`]: a client that asks again and again.
+const QUIET_BUSY: Duration = Duration::from_millis(10);
+/// Time for which the longer quiet is waited for.
+const GENTLE: Duration = Duration::from_millis(500);
+/// Time that a connection is given in all beyond the drain time-out.
+const CUT_MAX: Duration = Duration::from_secs(5);
+/// Time between looks at a connection that shall be cut.
+const LOOK: Duration = Duration::from_millis(2);
 /// Bytes moved at a time, per direction and connection.
 const BUFFER: usize = 16 << 10;
 /// Connections open at a time; beyond it new ones are reset.
@@ -317,12 +324,12 @@ enum Ended {
 
 /// Moves bytes both ways until both sides have ended or the connection is cut.
 async fn pump(mut client: TcpStream, mut server: TcpStream, cut: &CancellationToken) -> Ended {
-    let moved = AtomicU64::new(0);
+    let moved = Activity::default();
     let ended = {
         let (mut from_client, mut to_client) = client.split();
         let (mut from_server, mut to_server) = server.split();
         let up = async {
-            copy(&mut from_client, &mut to_server, &moved)
+            copy(&mut from_client, &mut to_server, || moved.note(true))
                 .await
                 .map_err(|side| match side {
                     Side::Read => Ended::ClientGone,
@@ -330,7 +337,7 @@ async fn pump(mut client: TcpStream, mut server: TcpStream, cut: &CancellationTo
                 })
         };
         let down = async {
-            copy(&mut from_server, &mut to_client, &moved)
+            copy(&mut from_server, &mut to_client, || moved.note(false))
                 .await
                 .map_err(|side| match side {
                     Side::Read => Ended::ServerBroke,
@@ -363,7 +370,7 @@ enum Side {
 async fn copy(
     from: &mut (impl AsyncReadExt + Unpin),
     to: &mut (impl AsyncWriteExt + Unpin),
-    moved: &AtomicU64,
+    note: impl Fn(),
 ) -> Result<(), Side> {
     let mut buffer = vec![0; BUFFER];
     loop {
@@ -372,26 +379,47 @@ async fn copy(
             // Half-close is passed on: the other direction may have an answer to bring.
             return to.shutdown().await.map_err(|_| Side::Write);
         }
-        moved.fetch_add(n as u64, Ordering::Relaxed);
+        note();
         to.write_all(&buffer[..n]).await.map_err(|_| Side::Write)?;
     }
 }
 
+/// When bytes moved, and whose the last ones were.
+#[derive(Debug, Default)]
+struct Activity {
+    moves: AtomicU64,
+    client_spoke_last: AtomicBool,
+}
+
+impl Activity {
+    fn note(&self, by_client: bool) {
+        self.client_spoke_last.store(by_client, Ordering::Relaxed);
+        self.moves.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
 /// Ends at the first quiet moment after `cut`.
-async fn quiet_after(cut: &CancellationToken, moved: &AtomicU64) {
+async fn quiet_after(cut: &CancellationToken, activity: &Activity) {
     cut.cancelled().await;
-    let wait = async {
-        let mut before = moved.load(Ordering::Relaxed);
-        loop {
-            sleep(QUIET).await;
-            let now = moved.load(Ordering::Relaxed);
-            if now == before {
-                return;
-            }
-            before = now;
+    let began = Instant::now();
+    let (mut moves, mut since) = (activity.moves.load(Ordering::Relaxed), began);
+    while began.elapsed() < CUT_MAX {
+        sleep(LOOK).await;
+        let now = activity.moves.load(Ordering::Relaxed);
+        if now != moves {
+            (moves, since) = (now, Instant::now());
+            continue;
         }
-    };
-    let _ = timeout(CUT_MAX, wait).await;
+        let enough = if began.elapsed() < GENTLE {
+            QUIET
+        } else {
+            QUIET_BUSY
+        };
+        let owed = activity.client_spoke_last.load(Ordering::Relaxed);
+        if !owed && since.elapsed() >= enough {
+            return;
+        }
+    }
 }
 
 #[cfg(test)]

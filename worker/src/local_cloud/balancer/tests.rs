@@ -375,6 +375,29 @@ async fn an_idle_connection_is_closed_at_the_cut_and_not_before() {
     wait(|| server.open() == 0).await;
 }
 
+/// The goal: a cut does not take an answer away that is still being worked on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_in_flight_at_the_cut_is_still_answered() {
+    let tasks = tasks();
+    let set = balance(&tasks).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let backend = Backend::new("0", false);
+    set.pool.add(backend.clone());
+    backend.attach(Arc::new(AddressDial(listener.local_addr().unwrap())), 0, 1);
+    assert!(backend.set_health(1, Health::Healthy));
+    let client = tasks.job("client", once(set.address));
+    let (mut served, _) = listener.accept().await.unwrap();
+    served.readable().await.unwrap();
+    backend.set_draining(true);
+    backend.cut();
+    // Much longer than the quiet that an answered connection is cut after.
+    sleep(QUIET * 3).await;
+    let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nlate";
+    served.write_all(answer).await.unwrap();
+    assert_eq!(client.value().await.unwrap(), Ok("late".to_owned()));
+    backend.idle().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_go_where_the_fewest_are() {
     let tasks = tasks();

@@ -5,6 +5,8 @@
 //! script ends (and with it the instance) when a service has ended for good, with that service's
 //! name in its last line; on SIGTERM it stops the services in reverse order.
 
+use std::fmt::Write;
+
 use super::service::{Command, Kind, Restart, Service};
 use super::{Plan, Refused};
 
@@ -13,6 +15,13 @@ const SCRIPT_MAX: usize = 120 << 10;
 /// Restarts within [`BURST_SECONDS`] after which a service has ended for good, as systemd's default.
 const BURST: u32 = 5;
 const BURST_SECONDS: u32 = 10;
+
+/// Writes formatted text to a string.
+macro_rules! put {
+    ($out:ident, $($text:tt)*) => {
+        write!($out, $($text)*).expect("a string takes any text")
+    };
+}
 
 const PRELUDE: &str = r#"export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8
 R=/run/oast-units; mkdir -p $R
@@ -39,7 +48,7 @@ impl Plan {
         out.push_str("stop_all() {\n  trap '' TERM USR1\n");
         for (n, service) in self.services.iter().enumerate().rev() {
             if service.kind != Kind::Oneshot || !service.stop.is_empty() {
-                out.push_str(&format!("  stop_{n}\n"));
+                put!(out, "  stop_{n}\n");
             }
         }
         out.push_str("  exit 0\n}\ntrap stop_all TERM\n");
@@ -53,7 +62,7 @@ impl Plan {
             });
             if service.kind == Kind::Forking {
                 // What is ordered after it may need it.
-                out.push_str(&format!("while [ ! -e $R/{n}.up ]; do sleep 0.02; done\n"));
+                put!(out, "while [ ! -e $R/{n}.up ]; do sleep 0.02; done\n");
             }
         }
         out.push_str("say services started\n");
@@ -82,12 +91,13 @@ fn functions(n: usize, service: &Service) -> String {
                 .or(service.user.as_deref())
                 .unwrap_or("root")
         );
-        begin.push_str(&format!(
+        put!(
+            begin,
             "  mkdir -p {path} && chmod {} {path} && chown {} {path} || return 1\n",
             quote(mode),
             quote(&owner),
-            path = quote(path),
-        ));
+            path = quote(path)
+        );
     }
     for command in &service.pre {
         begin.push_str(&step(service, command));
@@ -148,16 +158,18 @@ fn forking(n: usize, service: &Service, post: &str) -> String {
 fn stop(n: usize, service: &Service) -> String {
     let mut out = format!("stop_{n}() {{\n");
     // The loop first, or it would start again what is stopped.
-    out.push_str(&format!(
+    put!(
+        out,
         "  [ -e $R/{n}.loop ] && kill -KILL $(cat $R/{n}.loop) 2>/dev/null\n"
-    ));
+    );
     for command in &service.stop {
-        out.push_str(&format!("  ( {} )\n", line(service, command)));
+        put!(out, "  ( {} )\n", line(service, command));
     }
     let tenths = (service.stop_seconds * 10.0).ceil();
-    out.push_str(&format!(
+    put!(
+        out,
         "  [ -s $R/{n}.pid ] && term \"$(cat $R/{n}.pid)\" {tenths}\n"
-    ));
+    );
     out.push_str("  return 0\n}\n");
     out
 }
@@ -173,20 +185,20 @@ fn line(service: &Service, command: &Command) -> String {
     let mut out = String::from("/usr/bin/env -i");
     let folder = service.working_directory.as_deref();
     if let Some(folder) = folder.map(|f| if f == "~" { "/root" } else { f }) {
-        out.push_str(&format!(" -C {}", quote(folder.trim_start_matches('-'))));
+        put!(out, " -C {}", quote(folder.trim_start_matches('-')));
     }
     out.push_str(" PATH=\"$PATH\" LANG=\"$LANG\"");
     for (name, value) in &service.environment {
-        out.push_str(&format!(" {name}={}", quote(value)));
+        put!(out, " {name}={}", quote(value));
     }
     if !command.as_root && (service.user.is_some() || service.group.is_some()) {
         out.push_str(" /usr/bin/setpriv");
         if let Some(user) = &service.user {
-            out.push_str(&format!(" --reuid={}", quote(user)));
+            put!(out, " --reuid={}", quote(user));
         }
         match (&service.group, &service.user) {
-            (Some(group), _) => out.push_str(&format!(" --regid={}", quote(group))),
-            (None, Some(user)) => out.push_str(&format!(" --regid=\"$(id -g {})\"", quote(user))),
+            (Some(group), _) => put!(out, " --regid={}", quote(group)),
+            (None, Some(user)) => put!(out, " --regid=\"$(id -g {})\"", quote(user)),
             (None, None) => {}
         }
         out.push_str(if service.user.is_some() {
