@@ -4,5 +4,12 @@
 //! `image`, namespaces in `sandbox`; nothing here talks to the coordinator.
 
 pub mod base;
+pub mod cache;
+pub mod disk;
+pub mod engine;
+pub mod find;
+pub mod key;
 pub mod layer;
 pub mod manifest;
+pub mod steps;
+pub mod whole;

@@ -20,8 +20,8 @@ mod instance;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt;
-use futures_util::future::join_all;
+use futures_util::future::{BoxFuture, join_all};
+use futures_util::{FutureExt, StreamExt};
 use oast_daemon::clock::{SharedClock, timeout};
 use oast_daemon::telemetry::chain;
 use oast_model::fleet::DeployImage;
@@ -152,17 +152,17 @@ impl Work<'_> {
                 });
             }
         }
-        let work = &self;
-        let done = join_all(self.batch.order.instances.iter().map(|name| async move {
-            match place(&work.batch.fleet, name) {
-                Some(place) => Replacement::new(work, name, place).run().await,
-                None => Err(Halt::failed(format!(
+        let mut doing = Vec::new();
+        for name in &self.batch.order.instances {
+            let Some(place) = place(&self.batch.fleet, name) else {
+                return Err(Halt::failed(format!(
                     "fleet {} has no set for instance {name}",
-                    work.batch.fleet.name
-                ))),
-            }
-        }))
-        .await;
+                    self.batch.fleet.name
+                )));
+            };
+            doing.push(Replacement::new(&self, name, place).run().boxed());
+        }
+        let done = join_all(doing).await;
         let mut output = BatchOutput {
             instances: Vec::new(),
             readings: Vec::new(),
@@ -199,7 +199,7 @@ impl Work<'_> {
             let spec = set_spec(fleet, set, known.and_then(|known| known.model.clone()));
             let operation = format!("{}.{name}.ensure", self.attempt.task);
             let ensured = self
-                .call(async || self.executor.provider.ensure_set(&operation, &spec).await)
+                .call(|| self.executor.provider.ensure_set(&operation, &spec))
                 .await;
             match ensured {
                 Ok(set) => {
@@ -216,9 +216,9 @@ impl Work<'_> {
     }
 
     /// Makes a change: only with a permit, again after errors that pass by themselves.
-    async fn call<T>(
+    async fn call<'f, T>(
         &self,
-        call: impl AsyncFn() -> Result<T, ProviderError>,
+        call: impl Fn() -> BoxFuture<'f, Result<T, ProviderError>>,
     ) -> Result<T, Refused> {
         let clock = &self.executor.clock;
         let mut wait = RETRY_MIN;

@@ -70,6 +70,8 @@ pub struct WorkerConfig {
     /// Time kept between the last change of a batch and the end of its lease. Default 1s; at
     /// most half of the farm's lease time is used.
     pub lease_margin: TimeSpan,
+    /// The program that becomes the helper of sandboxes: this one. Default /proc/self/exe.
+    pub helper: Utf8PathBuf,
     /// Bounds of the port.
     pub limits: Limits,
     /// Logging.
@@ -193,6 +195,7 @@ impl Default for WorkerConfig {
             source: SourceConfig::default(),
             prometheus: None,
             lease_margin: TimeSpan::from_secs(1),
+            helper: Utf8PathBuf::from("/proc/self/exe"),
             limits: Limits::default(),
             log: Log::default(),
         }

@@ -9,9 +9,14 @@ pub mod lease;
 pub mod local_cloud;
 pub mod observe;
 pub mod probe;
+pub mod process;
 pub mod provider;
 pub mod publish;
 pub mod runner;
 pub mod sandbox;
 pub mod session;
 pub mod source;
+pub mod test;
+
+pub use config::WorkerConfig;
+pub use process::{Process, WorkerError, run};

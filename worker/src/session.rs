@@ -38,6 +38,7 @@ use tonic::metadata::MetadataValue;
 use tonic::transport::{Channel, Endpoint};
 use tracing::{debug, error, info, warn};
 
+use crate::bake::cache::Layers;
 use crate::lease::Contact;
 use crate::observe::Observer;
 use crate::runner::Runner;
@@ -65,6 +66,8 @@ const MESSAGE_BYTES_MAX: usize = 16 << 20;
 const REPEAT_CHECK: Duration = Duration::from_secs(1);
 /// Shortest time between two observations that are sent.
 const OBSERVE_INTERVAL: Duration = Duration::from_millis(50);
+/// Layers named in one heartbeat; beyond it a worker has more than any choice needs.
+const CACHED_MAX: usize = 512;
 /// Time the last reports may take when the worker stops.
 const GOODBYE: Duration = Duration::from_secs(3);
 
@@ -106,6 +109,8 @@ pub struct Session {
     pub contact: Arc<Contact>,
     /// What is seen of fleets.
     pub observer: Observer,
+    /// Layers at hand, which the leader considers when it chooses a worker.
+    pub layers: Option<Arc<Layers>>,
     /// The channel to the leader while there is one, for other calls.
     pub channel: watch::Sender<Option<Channel>>,
     /// Our line on the health page.
@@ -307,6 +312,16 @@ impl Session {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             providers: me.providers,
         }
+    }
+
+    fn cached_layers(&self) -> Vec<String> {
+        let mut keys = self
+            .layers
+            .as_ref()
+            .map(|layers| layers.keys())
+            .unwrap_or_default();
+        keys.truncate(CACHED_MAX);
+        keys.iter().map(ToString::to_string).collect()
     }
 
     /// Tokens of running work and of reports that have no answer yet.
@@ -554,7 +569,7 @@ impl Live<'_> {
         }
         let heartbeat = wire::Heartbeat {
             held: self.session.held(),
-            cached_layers: Vec::new(),
+            cached_layers: self.session.cached_layers(),
             number: self.beat,
         };
         self.send(Up::Heartbeat(heartbeat)).await

@@ -7,6 +7,8 @@
 pub mod git;
 mod pipeline;
 
+pub(crate) use pipeline::normal as normal_path;
+
 use std::sync::Arc;
 
 use oast_artifacts::{ArtifactStore, Digest, Tree};

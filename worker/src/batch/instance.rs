@@ -178,16 +178,12 @@ impl<'w, 'a> Replacement<'w, 'a> {
             };
             self.say("create");
             let target = self.target("create", None);
-            self.work
-                .call(async || provider.create(&target, image).await)
-                .await?;
+            self.work.call(|| provider.create(&target, image)).await?;
             self.acted_on = Some(None);
             if !self.work.batch.gates.is_empty() {
                 // Kept out of rotation until its gates have been read.
                 let target = self.target("hold", None);
-                self.work
-                    .call(async || provider.drain(&target).await)
-                    .await?;
+                self.work.call(|| provider.drain(&target)).await?;
                 // Later looks must not take the moment before for "in rotation".
                 self.until(ADMIT_MAX, |seen| seen.is_none_or(|seen| seen.draining))
                     .await;
@@ -204,20 +200,14 @@ impl<'w, 'a> Replacement<'w, 'a> {
             (BatchAction::Deploy(version), Some(image)) => {
                 self.say(&format!("replace by {version}"));
                 let target = self.target("reimage", if_match);
-                let now = self
-                    .work
-                    .call(async || provider.reimage(&target, image).await)
-                    .await?;
+                let now = self.work.call(|| provider.reimage(&target, image)).await?;
                 // A repeated operation changes nothing, and then every look is young enough.
                 self.acted_on = Some(Some(etag).filter(|etag| *etag != now.etag));
             }
             (BatchAction::Restart, _) => {
                 self.say("start again");
                 let target = self.target("restart", if_match);
-                let now = self
-                    .work
-                    .call(async || provider.restart(&target).await)
-                    .await?;
+                let now = self.work.call(|| provider.restart(&target)).await?;
                 self.acted_on = Some(Some(etag).filter(|etag| *etag != now.etag));
             }
             (BatchAction::Deploy(version), None) => {
@@ -235,10 +225,7 @@ impl<'w, 'a> Replacement<'w, 'a> {
             self.say("drain");
             let target = self.target("drain", Some(etag));
             let provider = &self.work.executor.provider;
-            let now = self
-                .work
-                .call(async || provider.drain(&target).await)
-                .await?;
+            let now = self.work.call(|| provider.drain(&target)).await?;
             etag = now.etag;
         }
         let limit = self.work.batch.fleet.drain.timeout.duration() + DRAIN_GRACE;
@@ -342,11 +329,7 @@ impl<'w, 'a> Replacement<'w, 'a> {
                 return Ok(());
             }
             let target = self.target("undrain", Some(seen.etag));
-            match self
-                .work
-                .call(async || provider.undrain(&target).await)
-                .await
-            {
+            match self.work.call(|| provider.undrain(&target)).await {
                 Ok(_) => undrained = true,
                 Err(Refused::Look(_)) => self.work.executor.clock.sleep(GATE_PAUSE).await,
                 Err(Refused::Never(reason)) => return Err(Bad::Because(reason)),
