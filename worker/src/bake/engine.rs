@@ -193,7 +193,7 @@ impl Engine {
         let launcher = self.kitchen.launcher.clone();
         let host_base = launcher.idmap().host_base();
         let runtime = tokio::runtime::Handle::current();
-        let confined = Sandboxed::new(launcher, runtime, cancel.clone());
+        let confined = Sandboxed::new(launcher, runtime);
         let mirrors = self.config.mirrors.iter().map(|mirror| source::Mirror {
             url: mirror.url.clone(),
             suites: mirror.suites.clone(),
