@@ -115,7 +115,12 @@ pub fn remove(group: &Cgroup) -> Result<(), Fault> {
 
 /// Removes every group of a farm, killing what is left in them. For whoever cleans up after a killed farm.
 pub fn sweep(farm: &str) -> Result<(), Fault> {
-    remove_tree(&farm_folder(farm)?)
+    one_name(farm)?;
+    match hierarchy() {
+        Ok(root) => remove_tree(&root.join(format!("oast-{farm}"))),
+        // Where there is no hierarchy nothing can be left in it.
+        Err(_none) => Ok(()),
+    }
 }
 
 fn remove_tree(folder: &Path) -> Result<(), Fault> {

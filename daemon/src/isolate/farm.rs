@@ -256,11 +256,13 @@ fn outer() -> Result<(), Fault> {
             let _ = rustix::process::kill_process(init, Signal::KILL);
             proc::wait_for(init)?;
             let swept = cgroup::sweep(&farm);
-            watched.and(if rustix::process::geteuid().is_root() {
+            // Without root there are none, and perhaps no hierarchy to look into.
+            let swept = if rustix::process::geteuid().is_root() {
                 swept
             } else {
                 Ok(())
-            })
+            };
+            watched.and(swept)
         }
         Err(fault) => {
             let _ = wire::send(&socket, &FarmEvent::Failed(fault), &[]);

@@ -84,10 +84,12 @@ fn findings(request: &Request) -> Vec<Finding> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         other => other.at("remove", &folder),
     };
-    let stopped = stopped.or(removed.err().map(|fault| Stopped {
-        check: "data folder",
-        fault,
-    }));
+    let stopped = stopped.or_else(|| {
+        removed.err().map(|fault| Stopped {
+            check: "data folder",
+            fault,
+        })
+    });
     let mut past = false;
     CHECKS
         .iter()
@@ -133,7 +135,7 @@ fn sequence(request: &Request, folder: &Path, root: bool) -> Result<(), Stopped>
         during(
             "newuidmap",
             enter::helper("newuidmap")
-                .and(enter::helper("newgidmap"))
+                .and_then(|_| enter::helper("newgidmap"))
                 .map(drop),
         )?;
         during("subordinate ids", Caller::current().map(drop))?;
