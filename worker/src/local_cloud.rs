@@ -246,6 +246,7 @@ pub async fn run(
             folder: config.data_dir.join("instances"),
             farm: config.farm_name(),
             boot: config.boot,
+            clock: process.clock.clone(),
             tasks: process.tasks.clone(),
         })?;
         Ok(Arc::new(runtime) as Arc<dyn Runtime>)

@@ -21,7 +21,7 @@ use anyhow::{Context, Result, bail, ensure};
 use camino::{Utf8Path, Utf8PathBuf};
 use futures_util::StreamExt;
 use oast_artifacts::{ArtifactStore, Digest};
-use oast_daemon::clock::SystemClock;
+use oast_daemon::clock::{SystemClock, timeout};
 use oast_daemon::health::Health;
 use oast_daemon::metrics::Metrics;
 use oast_daemon::secret::Secret;
@@ -275,11 +275,16 @@ async fn farm(folder: &Utf8Path, layers: Arc<dyn LayerSource>, boot: BootPolicy)
             folder: folder.join("cloud/instances"),
             farm: config.farm_name(),
             boot,
+            clock: process.clock.clone(),
             tasks,
         })?) as Arc<dyn Runtime>)
     };
     let cloud = local_cloud::start(&config, runtime, &process).await?;
-    let provider = LocalProvider::new(cloud.address, Secret::new(TOKEN.to_owned()))?;
+    let provider = LocalProvider::new(
+        cloud.address,
+        Secret::new(TOKEN.to_owned()),
+        process.clock.clone(),
+    )?;
     Ok(Farm {
         cloud,
         process,
@@ -343,7 +348,7 @@ impl Farm {
             }
             bail!("the stream has no end")
         };
-        match tokio::time::timeout(PATIENCE, waiting).await {
+        match timeout(&SystemClock, PATIENCE, waiting).await {
             Ok(found) => found,
             Err(_) => bail!("not reached, in the end: {newest:#?}"),
         }

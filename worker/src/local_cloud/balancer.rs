@@ -26,9 +26,9 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
+use oast_daemon::clock::{Clock, SharedClock, timeout};
 use oast_daemon::task::{TaskKind, Tasks};
 
 use super::backend::{Backend, Entered};
@@ -92,8 +92,9 @@ struct Counters {
 }
 
 /// The backends of one set, and what happened to their connections.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Pool {
+    clock: SharedClock,
     backends: RwLock<Vec<Arc<Backend>>>,
     turn: AtomicUsize,
     open: AtomicUsize,
@@ -101,6 +102,18 @@ pub struct Pool {
 }
 
 impl Pool {
+    /// A pool without backends.
+    #[must_use]
+    pub fn new(clock: SharedClock) -> Pool {
+        Pool {
+            clock,
+            backends: RwLock::default(),
+            turn: AtomicUsize::new(0),
+            open: AtomicUsize::new(0),
+            counters: Counters::default(),
+        }
+    }
+
     /// Adds a backend.
     pub fn add(&self, backend: Arc<Backend>) {
         self.backends
@@ -154,7 +167,7 @@ impl Pool {
     async fn connect(&self) -> Option<(TcpStream, Entered)> {
         let mut tried = Vec::new();
         while let Some(entered) = self.choose(&tried) {
-            let answer = timeout(DIAL_TIMEOUT, entered.backend.connect()).await;
+            let answer = timeout(&*self.clock, DIAL_TIMEOUT, entered.backend.connect()).await;
             match answer {
                 Ok(Ok(stream)) => return Some((stream, entered)),
                 Ok(Err(err)) => {
@@ -181,7 +194,7 @@ impl Pool {
         };
         let _ = server.set_nodelay(true);
         entered.count();
-        match pump(client, server, &entered.cut).await {
+        match pump(client, server, &entered.cut, &*self.clock).await {
             Ended::Closed | Ended::ClientGone => {}
             Ended::Cut => {
                 self.counters.cut.fetch_add(1, Ordering::Relaxed);
@@ -239,7 +252,7 @@ pub async fn run(listener: TcpListener, pool: Arc<Pool>, tasks: Tasks, stop: Can
             Ok((client, _)) => client,
             Err(err) => {
                 tracing::warn!(%err, "Balancer could not accept; it pauses.");
-                sleep(ACCEPT_PAUSE).await;
+                pool.clock.sleep(ACCEPT_PAUSE).await;
                 continue;
             }
         };
@@ -280,6 +293,7 @@ impl Drop for Open<'_> {
 pub async fn run_direct(
     listener: TcpListener,
     backend: Arc<Backend>,
+    clock: SharedClock,
     tasks: Tasks,
     stop: CancellationToken,
 ) {
@@ -290,13 +304,13 @@ pub async fn run_direct(
             accepted = listener.accept() => accepted,
         };
         let Ok((client, _)) = accepted else {
-            sleep(ACCEPT_PAUSE).await;
+            clock.sleep(ACCEPT_PAUSE).await;
             continue;
         };
-        let (backend, stop) = (Arc::clone(&backend), stop.clone());
+        let (backend, clock, stop) = (Arc::clone(&backend), clock.clone(), stop.clone());
         tasks.spawn("direct connection", TaskKind::BACKGROUND, async move {
             // Neither health nor draining counts here: this is how one looks at an instance.
-            let Ok(Ok(server)) = timeout(DIAL_TIMEOUT, backend.connect()).await else {
+            let Ok(Ok(server)) = timeout(&*clock, DIAL_TIMEOUT, backend.connect()).await else {
                 reset(&client);
                 return;
             };
@@ -304,7 +318,7 @@ pub async fn run_direct(
             let never = CancellationToken::new();
             tokio::select! {
                 () = stop.cancelled() => {}
-                _ = pump(client, server, &never) => {}
+                _ = pump(client, server, &never, &*clock) => {}
             }
         });
     }
@@ -323,7 +337,12 @@ enum Ended {
 }
 
 /// Moves bytes both ways until both sides have ended or the connection is cut.
-async fn pump(mut client: TcpStream, mut server: TcpStream, cut: &CancellationToken) -> Ended {
+async fn pump(
+    mut client: TcpStream,
+    mut server: TcpStream,
+    cut: &CancellationToken,
+    clock: &dyn Clock,
+) -> Ended {
     let moved = Activity::default();
     let ended = {
         let (mut from_client, mut to_client) = client.split();
@@ -352,7 +371,7 @@ async fn pump(mut client: TcpStream, mut server: TcpStream, cut: &CancellationTo
                 Ok(_) => Ended::Closed,
                 Err(ended) => ended,
             },
-            () = quiet_after(cut, &moved) => Ended::Cut,
+            () = quiet_after(cut, &moved, clock) => Ended::Cut,
         }
     };
     if matches!(ended, Ended::ServerBroke) {
@@ -399,24 +418,24 @@ impl Activity {
 }
 
 /// Ends at the first quiet moment after `cut`.
-async fn quiet_after(cut: &CancellationToken, activity: &Activity) {
+async fn quiet_after(cut: &CancellationToken, activity: &Activity, clock: &dyn Clock) {
     cut.cancelled().await;
-    let began = Instant::now();
+    let began = clock.monotonic();
     let (mut moves, mut since) = (activity.moves.load(Ordering::Relaxed), began);
-    while began.elapsed() < CUT_MAX {
-        sleep(LOOK).await;
+    while clock.monotonic() - began < CUT_MAX {
+        clock.sleep(LOOK).await;
         let now = activity.moves.load(Ordering::Relaxed);
         if now != moves {
-            (moves, since) = (now, Instant::now());
+            (moves, since) = (now, clock.monotonic());
             continue;
         }
-        let enough = if began.elapsed() < GENTLE {
+        let enough = if clock.monotonic() - began < GENTLE {
             QUIET
         } else {
             QUIET_BUSY
         };
         let owed = activity.client_spoke_last.load(Ordering::Relaxed);
-        if !owed && since.elapsed() >= enough {
+        if !owed && clock.monotonic() - since >= enough {
             return;
         }
     }

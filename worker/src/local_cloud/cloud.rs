@@ -340,7 +340,11 @@ impl Cloud {
             .await;
         let loaded = loaded.map_err(|_| CloudError::Stopping)??;
         let mut cloud = Cloud {
-            balancers: Balancers::new(shared.tasks.clone(), shared.stop.clone()),
+            balancers: Balancers::new(
+                shared.clock.clone(),
+                shared.tasks.clone(),
+                shared.stop.clone(),
+            ),
             shared,
             sets: BTreeMap::new(),
             spent: loaded.spent,
@@ -376,7 +380,7 @@ impl Cloud {
 
     /// Takes calls and events until the process stops.
     pub async fn run(mut self) {
-        let mut retry_listen = tokio::time::interval(balance::RETRY);
+        let mut retry_listen = self.shared.clock.sleep(balance::RETRY);
         loop {
             let stop = self.shared.stop.clone();
             tokio::select! {
@@ -390,7 +394,10 @@ impl Cloud {
                     Some(event) => self.on_event(event).await,
                     None => break,
                 },
-                _ = retry_listen.tick() => self.retry_listen().await,
+                () = &mut retry_listen => {
+                    self.retry_listen().await;
+                    retry_listen = self.shared.clock.sleep(balance::RETRY);
+                }
             }
         }
         // Drivers stop their instances on the same token; the register waits for them.

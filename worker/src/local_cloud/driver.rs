@@ -14,8 +14,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+
+use oast_daemon::clock::SharedClock;
 
 use super::backend::Backend;
 use super::runtime::{BootError, BootMode, BootSpec, Running, Runtime};
@@ -84,6 +85,8 @@ pub struct Driver {
     pub runtime: Arc<dyn Runtime>,
     /// Where connections come from.
     pub backend: Arc<Backend>,
+    /// Measures gaps.
+    pub clock: SharedClock,
     /// What it should be.
     pub goals: watch::Receiver<Goal>,
     /// Where reports go, with the identity.
@@ -156,13 +159,13 @@ impl Driver {
             image: goal.image.clone(),
         };
         let prepared = self.runtime.prepare(spec).await?;
-        let gap_began = Instant::now();
+        let gap_began = self.clock.monotonic();
         self.halt(running.take()).await;
         let started = prepared.start().await?;
         let report = Report::Started {
             boot: goal.boot,
             mode: started.mode(),
-            gap: gap_began.elapsed(),
+            gap: self.clock.monotonic() - gap_began,
         };
         self.backend
             .attach(started.dial(), goal.service_port, goal.boot);

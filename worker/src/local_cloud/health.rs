@@ -17,8 +17,9 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
+
+use oast_daemon::clock::{Clock, SharedClock, timeout};
 
 use super::backend::{Backend, Health};
 use super::spec::HealthCheck;
@@ -70,20 +71,23 @@ pub async fn run(
     backend: Arc<Backend>,
     mut config: watch::Receiver<HealthCheck>,
     verdicts: mpsc::Sender<Verdict>,
+    clock: SharedClock,
     stop: CancellationToken,
 ) {
-    let mut state = Streak::default();
+    let mut state = Streak::begin(0, clock.monotonic());
     loop {
         let check = config.borrow_and_update().clone();
         if let Some(boot) = backend.boot() {
-            state.follow(boot);
-            let result = probe(&backend, &check).await;
+            if state.boot != boot {
+                state = Streak::begin(boot, clock.monotonic());
+            }
+            let result = probe(&backend, &check, &*clock).await;
             let now = backend.health();
             if now == Health::Unhealthy && state.was(Health::Healthy) {
                 // The balancer met a refusal in between: what was good before it does not count.
                 state.good = 0;
             }
-            let (health, reason) = state.judge(now, result, &check);
+            let (health, reason) = state.judge(now, result, &check, clock.monotonic());
             let changed =
                 health != now || state.reported.as_ref() != Some(&(health, reason.clone()));
             if changed && backend.set_health(boot, health) {
@@ -110,7 +114,7 @@ pub async fn run(
             // A refused connection or a new boot: look now.
             () = backend.suspect.notified() => {}
             Ok(()) = config.changed() => {}
-            () = tokio::time::sleep(pause) => {}
+            () = clock.sleep(pause) => {}
         }
     }
 }
@@ -119,31 +123,20 @@ pub async fn run(
 #[derive(Debug)]
 struct Streak {
     boot: u64,
-    since: Instant,
+    since: Duration,
     good: u32,
     bad: u32,
     reported: Option<(Health, String)>,
 }
 
-impl Default for Streak {
-    fn default() -> Streak {
+impl Streak {
+    fn begin(boot: u64, since: Duration) -> Streak {
         Streak {
-            boot: 0,
-            since: Instant::now(),
+            boot,
+            since,
             good: 0,
             bad: 0,
             reported: None,
-        }
-    }
-}
-
-impl Streak {
-    fn follow(&mut self, boot: u64) {
-        if self.boot != boot {
-            *self = Streak {
-                boot,
-                ..Streak::default()
-            };
         }
     }
 
@@ -156,6 +149,7 @@ impl Streak {
         now: Health,
         result: Result<(), CheckError>,
         check: &HealthCheck,
+        at: Duration,
     ) -> (Health, String) {
         let failure = match result {
             Ok(()) => {
@@ -197,7 +191,7 @@ impl Streak {
             Health::Initializing if failure.is_answer() && self.bad >= check.unhealthy_after => {
                 Health::Unhealthy
             }
-            Health::Initializing if self.since.elapsed() >= GRACE => Health::Unhealthy,
+            Health::Initializing if at.saturating_sub(self.since) >= GRACE => Health::Unhealthy,
             Health::Initializing => Health::Initializing,
         };
         let reason = match health {
@@ -209,8 +203,12 @@ impl Streak {
 }
 
 /// One check.
-pub(super) async fn probe(backend: &Backend, check: &HealthCheck) -> Result<(), CheckError> {
-    timeout(check.timeout, ask(backend, check))
+async fn probe(
+    backend: &Backend,
+    check: &HealthCheck,
+    clock: &dyn Clock,
+) -> Result<(), CheckError> {
+    timeout(clock, check.timeout, ask(backend, check))
         .await
         .unwrap_or(Err(CheckError::Timeout(check.timeout)))
 }
@@ -281,20 +279,25 @@ mod tests {
 
     #[test]
     fn an_instance_is_healthy_after_enough_good_answers_in_a_row() {
-        let mut streak = Streak::default();
-        let (h, _) = streak.judge(Health::Initializing, Ok(()), &check());
+        let mut streak = Streak::begin(1, Duration::ZERO);
+        let (h, _) = streak.judge(Health::Initializing, Ok(()), &check(), Duration::ZERO);
         assert_eq!(h, Health::Initializing);
-        let (h, _) = streak.judge(h, wrong(), &check());
-        let (h, _) = streak.judge(h, Ok(()), &check());
+        let (h, _) = streak.judge(h, wrong(), &check(), Duration::ZERO);
+        let (h, _) = streak.judge(h, Ok(()), &check(), Duration::ZERO);
         assert_eq!(h, Health::Initializing);
-        let (h, _) = streak.judge(h, Ok(()), &check());
+        let (h, _) = streak.judge(h, Ok(()), &check(), Duration::ZERO);
         assert_eq!(h, Health::Healthy);
     }
 
     #[test]
     fn a_refused_connection_is_believed_at_once_when_the_instance_was_healthy() {
-        let mut streak = Streak::default();
-        let (h, reason) = streak.judge(Health::Healthy, Err(CheckError::Refused), &check());
+        let mut streak = Streak::begin(1, Duration::ZERO);
+        let (h, reason) = streak.judge(
+            Health::Healthy,
+            Err(CheckError::Refused),
+            &check(),
+            Duration::ZERO,
+        );
         assert_eq!(
             (h, reason.as_str()),
             (Health::Unhealthy, "connection refused")
@@ -303,12 +306,17 @@ mod tests {
 
     #[test]
     fn refusing_while_it_starts_is_no_verdict_but_wrong_answers_are() {
-        let mut streak = Streak::default();
+        let mut streak = Streak::begin(1, Duration::ZERO);
         for _ in 0..10 {
-            let (h, _) = streak.judge(Health::Initializing, Err(CheckError::Refused), &check());
+            let (h, _) = streak.judge(
+                Health::Initializing,
+                Err(CheckError::Refused),
+                &check(),
+                Duration::ZERO,
+            );
             assert_eq!(h, Health::Initializing);
         }
-        let (h, reason) = streak.judge(Health::Initializing, wrong(), &check());
+        let (h, reason) = streak.judge(Health::Initializing, wrong(), &check(), Duration::ZERO);
         assert_eq!(h, Health::Unhealthy);
         assert_eq!(reason, "answered 500 instead of 200");
     }

@@ -21,6 +21,7 @@ use std::time::Duration;
 use camino::{Utf8Path, Utf8PathBuf};
 use futures_util::future::BoxFuture;
 
+use oast_daemon::clock::{SharedClock, timeout};
 use oast_daemon::task::{TaskKind, Tasks};
 use oast_daemon::telemetry::chain;
 
@@ -55,6 +56,8 @@ pub struct Options {
     pub farm: String,
     /// How images are booted.
     pub boot: BootPolicy,
+    /// Measures patience.
+    pub clock: SharedClock,
     /// The process's register.
     pub tasks: Tasks,
 }
@@ -73,6 +76,7 @@ struct Host {
     folder: Utf8PathBuf,
     farm: String,
     boot: BootPolicy,
+    clock: SharedClock,
     tasks: Tasks,
     /// Under `auto`: an init was tried here and did not stay up.
     init_failed: AtomicBool,
@@ -92,6 +96,7 @@ impl Sandboxes {
             folder,
             farm,
             boot,
+            clock,
             tasks,
         } = options;
         let groups = cgroup::available();
@@ -120,6 +125,7 @@ impl Sandboxes {
             folder,
             farm,
             boot,
+            clock,
             tasks,
             init_failed: AtomicBool::new(groups.is_err()),
             init_proven: AtomicBool::new(false),
@@ -405,7 +411,7 @@ struct Live {
 impl Live {
     /// Waits until an init has stayed up for a moment.
     async fn proven(mut self) -> Result<Live, BootError> {
-        match tokio::time::timeout(INIT_PROOF, self.sandbox.wait()).await {
+        match timeout(&*self.host.clock, INIT_PROOF, self.sandbox.wait()).await {
             Err(_still_up) => {
                 self.host.init_proven.store(true, Ordering::Release);
                 Ok(self)
@@ -446,7 +452,7 @@ impl Running for Live {
                 ..
             } = *self;
             sandbox.stop();
-            if tokio::time::timeout(STOP_GRACE, sandbox.wait())
+            if timeout(&*host.clock, STOP_GRACE, sandbox.wait())
                 .await
                 .is_err()
             {

@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
-use oast_daemon::clock::SystemClock;
+use oast_daemon::clock::{SystemClock, timeout};
 use oast_daemon::secret::Secret;
 
 use super::*;
@@ -55,7 +55,12 @@ async fn farm(dir: &Utf8PathBuf) -> Farm {
     let cloud = start(&config, || Ok(Arc::new(fake.clone())), &process)
         .await
         .unwrap();
-    let provider = LocalProvider::new(cloud.address, Secret::new(TOKEN.to_owned())).unwrap();
+    let provider = LocalProvider::new(
+        cloud.address,
+        Secret::new(TOKEN.to_owned()),
+        process.clock.clone(),
+    )
+    .unwrap();
     Farm {
         cloud,
         process,
@@ -85,7 +90,7 @@ impl Farm {
             }
             unreachable!("the stream has no end")
         };
-        let found = tokio::time::timeout(PATIENCE, waiting).await;
+        let found = timeout(&SystemClock, PATIENCE, waiting).await;
         found.unwrap_or_else(|_| panic!("not reached, in the end: {newest:#?}"))
     }
 
@@ -171,7 +176,9 @@ async fn the_local_provider_conforms() {
         images: [image("1"), image("2")],
         patience: PATIENCE,
     };
-    conformance::run(&farm.provider, &setup).await.unwrap();
+    conformance::run(&farm.provider, &setup, &SystemClock)
+        .await
+        .unwrap();
     farm.end().await;
 }
 
@@ -347,7 +354,7 @@ async fn calls_without_the_token_are_denied() {
     let (_keep, dir) = dir();
     let farm = farm(&dir).await;
     let wrong = Secret::new("something else entirely".to_owned());
-    let stranger = LocalProvider::new(farm.cloud.address, wrong).unwrap();
+    let stranger = LocalProvider::new(farm.cloud.address, wrong, SystemClock::shared()).unwrap();
     assert_eq!(
         stranger.observe("prod").await.unwrap_err().kind,
         ErrorKind::Denied

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 
+use oast_daemon::clock::{Clock, timeout};
+
 use super::{
     ErrorKind, FleetObservation, ImageRef, InstanceObservation, Phase, Provider, ProviderError,
     SetSpec, Target,
@@ -40,8 +42,12 @@ type Verdict = Result<(), Broken>;
 ///
 /// # Errors
 /// The first rule that does not hold.
-pub async fn run(provider: &dyn Provider, setup: &Setup) -> Verdict {
-    let suite = Suite { provider, setup };
+pub async fn run(provider: &dyn Provider, setup: &Setup, clock: &dyn Clock) -> Verdict {
+    let suite = Suite {
+        clock,
+        provider,
+        setup,
+    };
     suite.set_is_ensured_and_repeats_change_nothing().await?;
     suite.instance_is_created_once().await?;
     suite.old_etag_is_refused_and_the_new_one_told().await?;
@@ -55,6 +61,7 @@ pub async fn run(provider: &dyn Provider, setup: &Setup) -> Verdict {
 }
 
 struct Suite<'a> {
+    clock: &'a dyn Clock,
     provider: &'a dyn Provider,
     setup: &'a Setup,
 }
@@ -97,7 +104,7 @@ impl Suite<'_> {
             }
             None
         };
-        let found = tokio::time::timeout(self.setup.patience, waiting).await;
+        let found = timeout(self.clock, self.setup.patience, waiting).await;
         found.ok().flatten().ok_or_else(|| Broken {
             rule,
             found: format!("in the end: {newest}"),

@@ -14,6 +14,7 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Response, Status};
 
+use oast_daemon::clock::SharedClock;
 use oast_daemon::secret::Secret;
 use oast_proto::localcloud::v1 as wire;
 use oast_proto::localcloud::v1::local_cloud_client::LocalCloudClient;
@@ -57,6 +58,7 @@ type Client = LocalCloudClient<InterceptedService<Channel, Credentials>>;
 #[derive(Clone, Debug)]
 pub struct LocalProvider {
     client: Client,
+    clock: SharedClock,
 }
 
 impl LocalProvider {
@@ -64,7 +66,11 @@ impl LocalProvider {
     ///
     /// # Errors
     /// The address does not make a URL.
-    pub fn new(address: SocketAddr, token: Secret<String>) -> Result<LocalProvider, ProviderError> {
+    pub fn new(
+        address: SocketAddr,
+        token: Secret<String>,
+        clock: SharedClock,
+    ) -> Result<LocalProvider, ProviderError> {
         let endpoint =
             Endpoint::from_shared(format!("http://{address}")).map_err(|err| ProviderError {
                 kind: ErrorKind::Permanent,
@@ -79,6 +85,7 @@ impl LocalProvider {
         let credentials = Credentials(Arc::new(token));
         Ok(LocalProvider {
             client: LocalCloudClient::with_interceptor(channel, credentials),
+            clock,
         })
     }
 

@@ -201,10 +201,10 @@ impl Client {
 async fn wait(holds: impl Fn() -> bool) {
     let waiting = async {
         while !holds() {
-            sleep(Duration::from_millis(2)).await;
+            SystemClock.sleep(Duration::from_millis(2)).await;
         }
     };
-    timeout(Duration::from_secs(60), waiting)
+    timeout(&SystemClock, Duration::from_secs(60), waiting)
         .await
         .expect("the level was not reached");
 }
@@ -218,7 +218,7 @@ struct Set {
 async fn balance(tasks: &Tasks) -> Set {
     let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
     let address = listener.local_addr().unwrap();
-    let pool = Arc::new(Pool::default());
+    let pool = Arc::new(Pool::new(SystemClock::shared()));
     let stop = CancellationToken::new();
     tasks.spawn(
         "balancer",
@@ -249,7 +249,13 @@ impl Set {
         tasks.spawn(
             "health",
             TaskKind::BACKGROUND,
-            health::run(backend.clone(), checks, verdicts, self.stop.clone()),
+            health::run(
+                backend.clone(),
+                checks,
+                verdicts,
+                SystemClock::shared(),
+                self.stop.clone(),
+            ),
         );
         backend
     }
@@ -339,7 +345,7 @@ async fn without_a_healthy_instance_a_connection_is_reset_at_once() {
     let tasks = tasks();
     let set = balance(&tasks).await;
     set.pool.add(Backend::new("0", false));
-    let answer = timeout(Duration::from_secs(5), once(set.address)).await;
+    let answer = timeout(&SystemClock, Duration::from_secs(5), once(set.address)).await;
     let err = answer.expect("must not hang").unwrap_err();
     assert!(
         err.contains("reset") || err.contains("closed") || err.contains("Broken pipe"),
@@ -391,7 +397,7 @@ async fn a_request_in_flight_at_the_cut_is_still_answered() {
     backend.set_draining(true);
     backend.cut();
     // Much longer than the quiet that an answered connection is cut after.
-    sleep(QUIET * 3).await;
+    SystemClock.sleep(QUIET * 3).await;
     let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nlate";
     served.write_all(answer).await.unwrap();
     assert_eq!(client.value().await.unwrap(), Ok("late".to_owned()));

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use oast_daemon::clock::SharedClock;
 use oast_daemon::task::{TaskKind, Tasks};
 
 use super::CloudError;
@@ -35,14 +36,16 @@ struct Balancer {
 /// The balancers by address.
 #[derive(Debug)]
 pub(super) struct Balancers {
+    clock: SharedClock,
     tasks: Tasks,
     stop: CancellationToken,
     by_address: BTreeMap<SocketAddr, Balancer>,
 }
 
 impl Balancers {
-    pub(super) fn new(tasks: Tasks, stop: CancellationToken) -> Balancers {
+    pub(super) fn new(clock: SharedClock, tasks: Tasks, stop: CancellationToken) -> Balancers {
         Balancers {
+            clock,
             tasks,
             stop,
             by_address: BTreeMap::new(),
@@ -75,7 +78,7 @@ impl Balancers {
         }
         let listener = balancer::bind(address).await?;
         let address = listener.local_addr().unwrap_or(address);
-        let pool = Arc::new(Pool::default());
+        let pool = Arc::new(Pool::new(self.clock.clone()));
         let stop = self.stop.child_token();
         let serve = balancer::run(
             listener,

@@ -8,6 +8,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use oast_daemon::clock::SharedClock;
 use oast_daemon::task::TaskKind;
 
 use super::set::Set;
@@ -95,6 +96,7 @@ impl Instance {
             identity,
             runtime: Arc::clone(&shared.runtime),
             backend: Arc::clone(&backend),
+            clock: shared.clock.clone(),
             goals: goals.subscribe(),
             reports: shared.reports.clone(),
             stop: shared.stop.clone(),
@@ -109,6 +111,7 @@ impl Instance {
             let serve = balancer::run_direct(
                 listener,
                 Arc::clone(&backend),
+                shared.clock.clone(),
                 shared.tasks.clone(),
                 stop.clone(),
             );
@@ -199,7 +202,7 @@ impl Instance {
             id: self.record.id.clone(),
             drain: self.drain,
         };
-        let wait = wait_drained(Arc::clone(&self.backend), timeout);
+        let wait = wait_drained(Arc::clone(&self.backend), shared.clock.clone(), timeout);
         let (tell, stop) = (shared.drains.clone(), self.drain_stop.clone());
         shared
             .tasks
@@ -332,6 +335,7 @@ fn spawn_check(
         Arc::clone(backend),
         set.checks.subscribe(),
         tell,
+        shared.clock.clone(),
         stop.clone(),
     );
     shared
@@ -350,11 +354,11 @@ fn spawn_check(
 }
 
 /// Ends when no connection is left: by itself, or because the time-out cut the rest.
-async fn wait_drained(backend: Arc<Backend>, timeout: Duration) {
+async fn wait_drained(backend: Arc<Backend>, clock: SharedClock, timeout: Duration) {
     tokio::select! {
         biased;
         () = backend.idle() => return,
-        () = tokio::time::sleep(timeout) => {}
+        () = clock.sleep(timeout) => {}
     }
     tracing::info!(instance = %backend.id, connections = backend.active(), "Drain time-out; the connections left are closed.");
     backend.cut();

@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use futures_util::stream::{BoxStream, SelectAll};
 use futures_util::{Stream, StreamExt};
-use tokio::time::Instant;
 use tonic::{Request, Status};
 
+use oast_daemon::clock::timeout;
 use oast_proto::localcloud::v1 as wire;
 
 use super::LocalProvider;
@@ -35,7 +35,7 @@ struct Watch {
 struct Round {
     known: BTreeMap<String, wire::SetState>,
     watches: Watches,
-    until: Instant,
+    until: Duration,
 }
 
 pub(super) fn fleet(provider: LocalProvider, fleet: String) -> impl Stream<Item = Item> {
@@ -66,13 +66,15 @@ impl Watch {
                     Err(err) => {
                         // The next good observation is news, even if it says what the last one said.
                         self.last = None;
-                        tokio::time::sleep(PAUSE).await;
+                        self.provider.clock.sleep(PAUSE).await;
                         return Err(err);
                     }
                 }
                 continue;
             };
-            match tokio::time::timeout_at(round.until, round.change()).await {
+            let clock = &*self.provider.clock;
+            let left = round.until.saturating_sub(clock.monotonic());
+            match timeout(clock, left, round.change()).await {
                 Ok(Ok(())) => {
                     let seen = round.observation();
                     if let Some(seen) = self.news(seen) {
@@ -81,7 +83,7 @@ impl Watch {
                 }
                 // A set went away, or the cloud did: a new round finds out which.
                 Ok(Err(_)) => {
-                    tokio::time::sleep(PAUSE).await;
+                    self.provider.clock.sleep(PAUSE).await;
                     self.round = None;
                 }
                 Err(_) => self.round = None,
@@ -123,7 +125,7 @@ impl LocalProvider {
         let mut round = Round {
             known: BTreeMap::new(),
             watches: SelectAll::new(),
-            until: Instant::now() + NEW_SETS,
+            until: self.clock.monotonic() + NEW_SETS,
         };
         for state in self.states(fleet).await? {
             let Some(set) = name_of(&state) else { continue };
