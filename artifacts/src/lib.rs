@@ -24,6 +24,7 @@ mod manifest;
 mod sparse;
 mod store;
 mod tree;
+pub mod vhd;
 
 pub use blob::{BlobReader, Stored};
 pub use logs::{

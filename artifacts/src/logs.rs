@@ -62,6 +62,13 @@ pub struct LogRecord {
     pub payload: Vec<u8>,
 }
 
+impl LogRecord {
+    /// How far the next record's offset is from this one's.
+    pub fn stored_bytes(&self) -> u64 {
+        (HEADER_BYTES + self.payload.len()) as u64
+    }
+}
+
 /// What a reader found.
 #[derive(Debug, Clone, Default)]
 pub struct ReadLogs {

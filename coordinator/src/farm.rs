@@ -157,6 +157,12 @@ impl Farm {
         self.peers.get(&leader).cloned()
     }
 
+    /// A connection to the member that leads, if one is known.
+    pub fn leader_channel(&self) -> Option<Channel> {
+        let leader = self.status().borrow().leader?;
+        self.channel(leader)
+    }
+
     /// Addresses of all members by id.
     pub fn peers(&self) -> &BTreeMap<u64, String> {
         &self.peers

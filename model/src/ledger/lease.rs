@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::{Answer, Context, Effect, Ledger, Rejected, rollout, run};
-use crate::ids::{TaskId, Token};
+use crate::ids::{RunId, TaskId, Token};
 use crate::names::WorkerName;
 use crate::principal::Principal;
 use crate::task::{
@@ -92,7 +92,7 @@ pub(super) fn grant(
             class,
         },
     );
-    touch(ledger, &owner, effects);
+    touch(ledger, cx, &owner, effects);
     effects.push(Effect::LeaseGranted { token: cx.seq });
     Ok(Answer::Lease(cx.seq))
 }
@@ -175,7 +175,7 @@ pub(super) fn report(
                 cached,
                 took_ms,
             };
-            step_finished(ledger, lease.task, step, phase, effects)
+            step_finished(ledger, cx, lease.task, step, phase, effects)
         }
         Report::Finished(outcome) => {
             finished(ledger, cx, token, lease.task, outcome, effects);
@@ -214,12 +214,13 @@ fn step_started(
         }
     }
     let owner = task.owner.clone();
-    touch(ledger, &owner, effects);
+    touch(ledger, cx, &owner, effects);
     Ok(Answer::Done)
 }
 
 fn step_finished(
     ledger: &mut Ledger,
+    cx: &Context,
     id: TaskId,
     step: u16,
     phase: StepPhase,
@@ -240,7 +241,7 @@ fn step_finished(
     // Running => Done
     task.steps[usize::from(step)].phase = phase;
     let owner = task.owner.clone();
-    touch(ledger, &owner, effects);
+    touch(ledger, cx, &owner, effects);
     Ok(Answer::Done)
 }
 
@@ -340,7 +341,7 @@ fn requeue_or_give_up(
         not_before: cx.now + wait,
     };
     let owner = task.owner.clone();
-    touch(ledger, &owner, effects);
+    touch(ledger, cx, &owner, effects);
     effects.push(Effect::TasksChanged);
 }
 
@@ -405,16 +406,35 @@ pub(super) fn abandon(
     effects.push(Effect::TasksChanged);
 }
 
-fn touch(ledger: &Ledger, owner: &TaskOwner, effects: &mut Vec<Effect>) {
+/// The owner changed with its task: watchers compare the number.
+fn touch(ledger: &mut Ledger, cx: &Context, owner: &TaskOwner, effects: &mut Vec<Effect>) {
     match owner {
-        TaskOwner::Run(run) => effects.push(Effect::RunChanged(*run)),
-        TaskOwner::Rollout(rollout) => {
-            let run = ledger.rollouts.get(rollout).and_then(|rollout| rollout.run);
-            effects.extend(run.map(Effect::RunChanged));
-            effects.push(Effect::RolloutChanged(*rollout));
+        TaskOwner::Run(run) => touch_run(ledger, cx, *run, effects),
+        TaskOwner::Rollout(id) => {
+            let mut run = None;
+            if let Some(rollout) = ledger.rollouts.get_mut(id) {
+                rollout.changed = cx.seq;
+                run = rollout.run;
+            }
+            if let Some(run) = run {
+                touch_run(ledger, cx, run, effects);
+            }
+            effects.push(Effect::RolloutChanged(*id));
         }
-        TaskOwner::Fleet(fleet) => effects.push(Effect::FleetChanged(fleet.clone())),
+        TaskOwner::Fleet(name) => {
+            if let Some(fleet) = ledger.fleets.get_mut(name) {
+                fleet.changed = cx.seq;
+            }
+            effects.push(Effect::FleetChanged(name.clone()));
+        }
     }
+}
+
+fn touch_run(ledger: &mut Ledger, cx: &Context, id: RunId, effects: &mut Vec<Effect>) {
+    if let Some(run) = ledger.runs.get_mut(&id) {
+        run.changed = cx.seq;
+    }
+    effects.push(Effect::RunChanged(id));
 }
 
 /// Adds a task that is ready at once.

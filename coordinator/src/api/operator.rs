@@ -1,0 +1,204 @@
+//! The farm itself: who one is, tokens, workers, members, the beginning.
+
+use oast_daemon::random;
+use oast_model::ledger::Command;
+use oast_model::names::TeamName;
+use oast_model::principal::{Principal, PrincipalKind, Role, Verb};
+use oast_proto::v1;
+use oast_proto::v1::operator_client::OperatorClient;
+use oast_proto::v1::operator_server::Operator;
+use tonic::{Code, Response, Status};
+
+use super::auth::{self, caller};
+use super::forward::pass_on;
+use super::runs::optional_name;
+use super::{Api, status};
+use crate::consensus::replica;
+
+/// Longest name of a token in bytes.
+const NAME_MAX: usize = 128;
+
+#[tonic::async_trait]
+impl Operator for Api {
+    async fn who_am_i(
+        &self,
+        request: tonic::Request<v1::WhoAmIRequest>,
+    ) -> Result<Response<v1::Identity>, Status> {
+        let caller = caller(&request)?;
+        Ok(Response::new(self.identity(&caller.principal)))
+    }
+
+    async fn create_token(
+        &self,
+        request: tonic::Request<v1::CreateTokenRequest>,
+    ) -> Result<Response<v1::CreateTokenResponse>, Status> {
+        let caller = caller(&request)?;
+        let asked = request.into_inner();
+        let role = match asked.role.as_str() {
+            "viewer" => Role::Viewer,
+            "operator" => Role::Operator,
+            "admin" => Role::Admin,
+            _ => return Err(status::invalid("role", "one of viewer, operator, admin")),
+        };
+        let name = asked.name;
+        if name.is_empty() || name.len() > NAME_MAX || name.chars().any(char::is_control) {
+            let message = format!("a token has a name of at most {NAME_MAX} characters");
+            return Err(status::invalid("name", message));
+        }
+        let team = optional_name::<TeamName>("team", &asked.team)?;
+        caller.may(Verb::Manage, team.as_ref())?;
+        let token = random::token();
+        let command = Command::CreateToken {
+            hash: auth::hash(token.expose()),
+            name,
+            role,
+            team,
+        };
+        // An id of our own: an answer remembered for the caller's would be for another token.
+        let id = Some(random::request_id());
+        self.write(&caller.principal, id, command).await?;
+        Ok(Response::new(v1::CreateTokenResponse {
+            token: token.expose().clone(),
+        }))
+    }
+
+    async fn revoke_token(
+        &self,
+        request: tonic::Request<v1::RevokeTokenRequest>,
+    ) -> Result<Response<v1::RevokeTokenResponse>, Status> {
+        let caller = caller(&request)?;
+        let name = request.into_inner().name;
+        let id = Some(random::request_id());
+        self.write(&caller.principal, id, Command::RevokeToken { name })
+            .await?;
+        Ok(Response::new(v1::RevokeTokenResponse {}))
+    }
+
+    async fn list_workers(
+        &self,
+        request: tonic::Request<v1::ListWorkersRequest>,
+    ) -> Result<Response<v1::ListWorkersResponse>, Status> {
+        let caller = caller(&request)?;
+        caller.may(Verb::View, None)?;
+        if let Some(leader) = self.elsewhere(&caller)? {
+            let mut leader = OperatorClient::new(leader);
+            return leader
+                .list_workers(pass_on(request.into_inner(), &caller)?)
+                .await;
+        }
+        let view = self.farm.read().await?;
+        let workers = self.sight.workers().into_iter().map(|seen| {
+            let session = seen.session;
+            let held = view.leases().iter().filter(|(_, lease)| {
+                lease.worker == session.worker && lease.incarnation == session.incarnation
+            });
+            v1::Worker {
+                name: session.worker.to_string(),
+                region: session.region,
+                arch: session.arch,
+                version: seen.version,
+                slots: session.slots,
+                tasks: held.map(|(_, lease)| lease.task.to_string()).collect(),
+                capabilities: session.capabilities.into_iter().collect(),
+                connected_at_ms: seen.connected_at.as_millis(),
+                silent_ms: u64::try_from(seen.silent.as_millis()).unwrap_or(u64::MAX),
+            }
+        });
+        let workers = workers.collect();
+        Ok(Response::new(v1::ListWorkersResponse { workers }))
+    }
+
+    async fn list_peers(
+        &self,
+        request: tonic::Request<v1::ListPeersRequest>,
+    ) -> Result<Response<v1::ListPeersResponse>, Status> {
+        caller(&request)?.may(Verb::View, None)?;
+        let status = self.farm.status().borrow().clone();
+        let members = status.voters.iter().chain(&status.learners);
+        let peers = members.map(|id| self.peer(*id, &status)).collect();
+        Ok(Response::new(v1::ListPeersResponse {
+            peers,
+            term: status.term,
+            leader: status.leader.unwrap_or(0),
+        }))
+    }
+
+    async fn init_farm(
+        &self,
+        request: tonic::Request<v1::InitFarmRequest>,
+    ) -> Result<Response<v1::Identity>, Status> {
+        let asked = request.into_inner();
+        if !self.peer_token.matches(asked.bootstrap.as_bytes()) {
+            let message = "the bootstrap secret is not the one of this member's configuration";
+            return Err(status::error(Code::PermissionDenied, "BOOTSTRAP", message));
+        }
+        for (field, hash) in [
+            ("admin_hash", &asked.admin_hash),
+            ("worker_hash", &asked.worker_hash),
+        ] {
+            let hex = hash.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+            if hash.len() != 64 || !hex {
+                return Err(status::invalid(field, "64 hex digits are needed"));
+            }
+        }
+        let command = Command::InitFarm {
+            name: asked.name,
+            admin: asked.admin_hash,
+            worker: asked.worker_hash,
+        };
+        let id = Some(random::request_id());
+        self.write(&Principal::farm(), id, command).await?;
+        self.farm.read().await?;
+        let admin = Principal {
+            name: "admin".into(),
+            kind: PrincipalKind::User,
+            role: Role::Admin,
+            team: None,
+        };
+        Ok(Response::new(self.identity(&admin)))
+    }
+}
+
+impl Api {
+    fn identity(&self, principal: &Principal) -> v1::Identity {
+        let role = match principal.kind {
+            PrincipalKind::User => principal.role.as_str(),
+            PrincipalKind::Worker => "worker",
+            PrincipalKind::Farm => "farm",
+        };
+        v1::Identity {
+            name: principal.name.clone(),
+            role: role.to_owned(),
+            team: principal
+                .team
+                .as_ref()
+                .map(ToString::to_string)
+                .unwrap_or_default(),
+            farm: self.farm.view().farm().name.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        }
+    }
+
+    fn peer(&self, id: u64, status: &replica::Status) -> v1::Peer {
+        let own = id == status.member;
+        let role = match status.role {
+            _ if status.leader == Some(id) => "leader",
+            replica::Role::Candidate if own => "candidate",
+            _ if own => "follower",
+            _ if status.leader.is_some() => "follower",
+            _ => "unknown",
+        };
+        let progress = status.peers.iter().find(|peer| peer.member == id);
+        v1::Peer {
+            id,
+            address: self.farm.peers().get(&id).cloned().unwrap_or_default(),
+            role: role.to_owned(),
+            voter: status.voters.contains(&id),
+            matched: match own {
+                true => status.last,
+                false => progress.map_or(0, |peer| peer.matched),
+            },
+            applied: if own { status.applied } else { 0 },
+        }
+    }
+}
