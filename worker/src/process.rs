@@ -237,7 +237,7 @@ pub async fn run(config: WorkerConfig, process: &Process) -> Result<(), WorkerEr
         tasks.clone(),
         clock.clone(),
     )?);
-    let provider = provider(&config)?;
+    let provider = provider(&config, &clock)?;
     let outbox = Arc::new(Outbox::default());
     let contact = Arc::new(Contact::new(clock.clone(), config.lease_margin.duration()));
     let channel = watch::Sender::new(None);
@@ -354,12 +354,19 @@ fn introduction(config: &WorkerConfig, incarnation: u64) -> Introduction {
     }
 }
 
-fn provider(config: &WorkerConfig) -> Result<Option<Arc<dyn Provider>>, WorkerError> {
+fn provider(
+    config: &WorkerConfig,
+    clock: &SharedClock,
+) -> Result<Option<Arc<dyn Provider>>, WorkerError> {
     let Some(cloud) = &config.local_cloud else {
         return Ok(None);
     };
     let token = read_token(&cloud.token_file)?;
-    Ok(Some(Arc::new(LocalProvider::new(cloud.address, token)?)))
+    Ok(Some(Arc::new(LocalProvider::new(
+        cloud.address,
+        token,
+        clock.clone(),
+    )?)))
 }
 
 fn policy(config: &WorkerConfig) -> Result<Policy, WorkerError> {
