@@ -6,6 +6,12 @@
 //! tried when `OAST_TEST_DEBIAN` names a folder with the layers `base`, `app` and `app2` of a Debian
 //! with systemd and nginx.
 
+#![expect(
+    clippy::disallowed_methods,
+    clippy::disallowed_macros,
+    reason = "a program of its own that measures real time and prints what it found"
+)]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};

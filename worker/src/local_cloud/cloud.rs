@@ -496,7 +496,9 @@ impl Cloud {
         }
         let saved = record.clone();
         if let Err(err) = self.shared.save(move |s| s.save_set(&saved)).await {
-            slot.map(|slot| self.balancers.give_back(slot));
+            if let Some(slot) = slot {
+                self.balancers.give_back(slot);
+            }
             return Err(err);
         }
         set.adopt(record, slot, &mut self.balancers);

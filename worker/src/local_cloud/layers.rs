@@ -33,7 +33,7 @@ pub enum LayerError {
         digest: String,
         /// Why not.
         #[source]
-        err: ManifestError,
+        err: Box<ManifestError>,
     },
     /// The contents could not be unpacked.
     #[error("unpack layer {digest}")]
@@ -42,7 +42,7 @@ pub enum LayerError {
         digest: String,
         /// Why not.
         #[source]
-        err: UnpackError,
+        err: Box<UnpackError>,
     },
 }
 
@@ -99,13 +99,13 @@ impl StoreLayers {
         }
         let record = manifest::get(&self.store, address).map_err(|err| LayerError::Manifest {
             digest: digest.to_owned(),
-            err,
+            err: Box::new(err),
         })?;
         let (_, skipped) =
             layer::unpack(&self.store, &record, &root, self.host_base).map_err(|err| {
                 LayerError::Unpack {
                     digest: digest.to_owned(),
-                    err,
+                    err: Box::new(err),
                 }
             })?;
         for what in skipped {

@@ -55,11 +55,12 @@ impl Plan {
         out.push_str("trap 'say \"$(cat $R/over)\"; exit 1' USR1\n");
         for (n, service) in self.services.iter().enumerate() {
             let name = quote(&service.name);
-            out.push_str(&match service.kind {
+            let begin = match service.kind {
                 // A failed oneshot is a failed unit, not the end of the machine: as with an init.
                 Kind::Oneshot => format!("begin_{n} || say {name} failed\n"),
                 Kind::Main | Kind::Forking => format!("run_{n} & echo $! > $R/{n}.loop\n"),
-            });
+            };
+            out.push_str(&begin);
             if service.kind == Kind::Forking {
                 // What is ordered after it may need it.
                 put!(out, "while [ ! -e $R/{n}.up ]; do sleep 0.02; done\n");
