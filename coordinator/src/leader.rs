@@ -129,6 +129,11 @@ impl Leader {
         self.desk().note(fleet)
     }
 
+    /// How many workers are connected to this leader.
+    pub fn connected(&self) -> usize {
+        self.desk().sessions().count()
+    }
+
     fn desk(&self) -> MutexGuard<'_, Desk> {
         self.desk.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,0 +1,238 @@
+//! A member's process: from its configuration to a port that answers.
+//!
+//! ```text
+//! lock the data folder -> open log and state -> links to peers, one port -> leader's part
+//! ```
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use oast_artifacts::ArtifactStore;
+use oast_daemon::clock::SharedClock;
+use oast_daemon::health::{self, Health};
+use oast_daemon::lock::{DirLock, LockError};
+use oast_daemon::metrics::{Metrics, Role};
+use oast_daemon::secret::Secret;
+use oast_daemon::serve::{BindError, Port, Serving};
+use oast_daemon::task::{Lost, TaskKind, Tasks};
+use oast_proto::worker::v1::workers_server::WorkersServer;
+use tonic::metadata::AsciiMetadataValue;
+use tonic::service::InterceptorLayer;
+use tracing::info;
+
+use crate::api;
+use crate::config::CoordinatorConfig;
+use crate::consensus::driver::{self, Setup};
+use crate::consensus::halt::Halt;
+use crate::consensus::ledger::LedgerMachine;
+use crate::consensus::open::{Membership, OpenError, StoreOptions};
+use crate::consensus::options::Options;
+use crate::consensus::transport::grpc::{AddressError, LinkOptions, Links, PeerServer};
+use crate::farm::Farm;
+use crate::gauges;
+use crate::leader::sessions::WorkerService;
+use crate::leader::{self, Leader};
+use crate::secrets::{SecretError, Secrets};
+
+/// Largest message from a worker: a report with its details.
+const WORKER_MESSAGE_MAX: usize = 16 << 20;
+
+/// A member cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// Somebody else has the data folder.
+    #[error(transparent)]
+    Lock(LockError),
+    /// The port cannot be had.
+    #[error(transparent)]
+    Bind(BindError),
+    /// The members' secret cannot be read.
+    #[error("read the members' secret from {}", path.display())]
+    PeerToken {
+        /// Where it should be.
+        path: PathBuf,
+        #[source]
+        err: std::io::Error,
+    },
+    /// The members' secret cannot be sent.
+    #[error("the members' secret in {} must be one line of printable text", path.display())]
+    PeerTokenText {
+        /// Where it is.
+        path: PathBuf,
+    },
+    /// Log or state cannot be opened.
+    #[error("open the member's data")]
+    Open(#[source] OpenError),
+    /// Opening broke off.
+    #[error("open the member's data")]
+    OpenLost(#[source] Lost),
+    /// A peer's address is none.
+    #[error(transparent)]
+    Peer(AddressError),
+    /// The artifact store cannot be opened.
+    #[error("open the artifact store")]
+    Store(#[source] oast_artifacts::StoreError),
+    /// The folder of secrets cannot be used.
+    #[error(transparent)]
+    Secrets(SecretError),
+    /// A service could not be made.
+    #[error("make the API")]
+    Api(#[source] api::ApiError),
+    /// The runtime refused something.
+    #[error("start serving")]
+    Start(#[source] std::io::Error),
+}
+
+/// Runs a member until shutdown.
+///
+/// # Errors
+/// [`RunError`], each saying what to do.
+pub async fn run(
+    config: CoordinatorConfig,
+    tasks: Tasks,
+    clock: SharedClock,
+) -> Result<(), RunError> {
+    let shutdown = tasks.cancelled();
+    let metrics = Metrics::for_process(
+        Role::Coordinator,
+        env!("CARGO_PKG_VERSION"),
+        clock.clone(),
+        &tasks,
+    );
+    let _lock = DirLock::acquire(&config.data_dir, "coordinator", &*clock).map_err(RunError::Lock)?;
+    let port = Port::bind(config.listen).map_err(RunError::Bind)?;
+    let peer_token = read_peer_token(&config)?;
+    let authorization = bearer(&config, &peer_token)?;
+    let setup = setup(&config, &clock);
+    let member = tasks
+        .blocking("open-member", move || driver::open::<LedgerMachine>(setup))
+        .await
+        .map_err(RunError::OpenLost)?
+        .map_err(RunError::Open)?;
+    let handle = member.handle();
+    let addresses = config
+        .peers_by_id()
+        .into_iter()
+        .map(|(id, address)| (id, format!("http://{address}")))
+        .collect();
+    let links = Links::start(
+        &handle,
+        &addresses,
+        LinkOptions { authorization: Some(authorization.clone()), ..LinkOptions::default() },
+        &tasks,
+        &clock,
+    )
+    .map_err(RunError::Peer)?;
+    let running = member.start(links).map_err(RunError::Start)?;
+
+    let farm = Farm::new(handle.clone(), config.peers_by_id(), authorization, clock.clone());
+    let secrets = Secrets::open(&config.secrets_dir()).map_err(RunError::Secrets)?;
+    let options = leader::Options {
+        lease_ttl: config.lease_ttl.duration(),
+        heartbeat: config.heartbeat.duration(),
+    };
+    let leader = Leader::new(farm.clone(), secrets.clone(), tasks.clone(), options);
+    tasks.spawn("leader", TaskKind::SERVICE, Arc::clone(&leader).run(shutdown.clone()));
+    gauges::publish(&metrics, &farm, &leader);
+
+    let store = ArtifactStore::open(&config.store_dir).map_err(RunError::Store)?;
+    let parts = api::Parts {
+        farm: farm.clone(),
+        sight: leader.clone(),
+        store,
+        secrets,
+        git_dir: config.git_dir(),
+        bootstrap: peer_token,
+        tasks: tasks.clone(),
+    };
+    let api = api::router(parts).await.map_err(RunError::Api)?;
+    let inner = tonic::service::Routes::new(
+        WorkersServer::new(WorkerService::new(leader)).max_decoding_message_size(WORKER_MESSAGE_MAX),
+    )
+    .into_axum_router();
+    let health = Health::default();
+    let part = health.part("group");
+    let router = api
+        .merge(inner)
+        .merge(peer_routes(&config, handle.clone())?)
+        .merge(health::routes(metrics.clone(), health));
+    let serving = Serving { limits: config.limits, clock, tasks: tasks.clone(), metrics };
+    port.serve(router, &serving).map_err(RunError::Start)?;
+    info!(member = config.member, farm = %config.farm, address = %config.listen, "Member runs.");
+
+    tasks.spawn("readiness", TaskKind::BACKGROUND, async move {
+        let mut status = farm.status();
+        loop {
+            let leader = status.borrow_and_update().leader;
+            match leader {
+                Some(_) => part.ready(),
+                None => part.not_ready("no leader is known"),
+            }
+            if status.changed().await.is_err() {
+                return;
+            }
+        }
+    });
+    shutdown.cancelled().await;
+    handle.stop();
+    // The driver's last write must be over before the lock is let go.
+    if let Err(lost) = tasks.blocking("stop-member", move || running.join()).await {
+        tracing::warn!(%lost, "The member did not end in order.");
+    }
+    Ok(())
+}
+
+fn setup(config: &CoordinatorConfig, clock: &SharedClock) -> Setup {
+    Setup {
+        directory: config.data_dir.clone(),
+        membership: Membership {
+            cluster: config.farm.clone(),
+            member: config.member,
+            initial: config.peers_by_id().into_keys().collect(),
+        },
+        options: Options { tick: config.tick.duration(), ..Options::default() },
+        stores: StoreOptions::default(),
+        clock: clock.clone(),
+        halt: Halt::abort(),
+    }
+}
+
+/// The peer service, for members only.
+fn peer_routes(
+    config: &CoordinatorConfig,
+    handle: crate::consensus::handle::Handle<LedgerMachine>,
+) -> Result<axum::Router, RunError> {
+    let wanted = Secret::new(format!("Bearer {}", read_peer_token(config)?.expose()));
+    let wanted = Arc::new(wanted);
+    let check = move |request: tonic::Request<()>| {
+        let shown = request.metadata().get("authorization");
+        match shown {
+            Some(shown) if wanted.matches(shown.as_bytes()) => Ok(request),
+            _ => Err(tonic::Status::unauthenticated("this port is for members of the farm")),
+        }
+    };
+    let router = tonic::service::Routes::new(PeerServer::service(handle)).into_axum_router();
+    Ok(router.layer(InterceptorLayer::new(check)))
+}
+
+fn read_peer_token(config: &CoordinatorConfig) -> Result<Secret<String>, RunError> {
+    let path = config.peer_token_file.clone();
+    let text = std::fs::read_to_string(&path)
+        .map_err(|err| RunError::PeerToken { path: path.clone(), err })?;
+    let text = text.trim();
+    if text.is_empty() {
+        return Err(RunError::PeerTokenText { path });
+    }
+    Ok(Secret::new(text.to_owned()))
+}
+
+fn bearer(
+    config: &CoordinatorConfig,
+    token: &Secret<String>,
+) -> Result<AsciiMetadataValue, RunError> {
+    let mut value: AsciiMetadataValue = format!("Bearer {}", token.expose())
+        .parse()
+        .map_err(|_| RunError::PeerTokenText { path: config.peer_token_file.clone() })?;
+    value.set_sensitive(true);
+    Ok(value)
+}
