@@ -5,10 +5,14 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
+use camino::Utf8PathBuf;
 use oast_daemon::clock::SystemClock;
 use oast_daemon::config::{COMMON_ENV, load, process_env};
+use oast_daemon::health::Health;
+use oast_daemon::metrics::{Metrics, Role};
 use oast_daemon::task::Tasks;
 use oast_daemon::{isolate, panic, shutdown, telemetry};
+use oast_worker::local_cloud::{self, LocalCloudConfig, Process};
 use tokio_util::sync::CancellationToken;
 
 /// How long a daemon may take to end in order.
@@ -32,21 +36,31 @@ pub fn worker(config: Option<&Path>) -> anyhow::Result<()> {
     isolate::enter()?;
     telemetry::init(&config.log)?;
     daemon(|tasks| async move {
-        oast_worker::run(config, tasks, SystemClock::shared()).await.context("run the worker")
+        let process = process(Role::Worker, &tasks);
+        oast_worker::run(config, &process).await.context("run the worker")
     })
 }
 
 /// Runs the local cloud until a signal.
 pub fn local_cloud(config: Option<&Path>) -> anyhow::Result<()> {
-    let config: oast_worker::local_cloud::LocalCloudConfig =
-        load(config, &COMMON_ENV, &process_env)?;
+    let config: LocalCloudConfig = load(config, &COMMON_ENV, &process_env)?;
     isolate::enter()?;
     telemetry::init(&telemetry::Log::default())?;
+    let exe = Utf8PathBuf::try_from(std::env::current_exe()?)?;
     daemon(|tasks| async move {
-        oast_worker::local_cloud::run(config, tasks, SystemClock::shared())
-            .await
-            .context("run the local cloud")
+        let process = process(Role::LocalCloud, &tasks);
+        local_cloud::run(&config, &exe, &process).await.context("run the local cloud")
     })
+}
+
+fn process(role: Role, tasks: &Tasks) -> Process {
+    let clock = SystemClock::shared();
+    Process {
+        metrics: Metrics::for_process(role, env!("CARGO_PKG_VERSION"), clock.clone(), tasks),
+        clock,
+        tasks: tasks.clone(),
+        health: Health::default(),
+    }
 }
 
 /// The life of a daemon: tasks, signals, the work, and an orderly end.

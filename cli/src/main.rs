@@ -50,8 +50,8 @@ struct DaemonArgs {
 enum Internal {
     FarmInit,
     Sandbox,
-    Preflight,
-    Remove { folder: PathBuf },
+    Preflight { request: String },
+    FarmRemove { folder: PathBuf },
 }
 
 fn main() -> ExitCode {
@@ -75,8 +75,8 @@ fn main() -> ExitCode {
         Command::LocalCloud(args) => daemons::local_cloud(args.config.as_deref()).map(|()| Exit::Ok),
         Command::Internal(Internal::FarmInit) => isolate::entry(),
         Command::Internal(Internal::Sandbox) => oast_worker::sandbox::entry(),
-        Command::Internal(Internal::Preflight) => preflight::entry(),
-        Command::Internal(Internal::Remove { folder }) => isolate::remove_entry(&folder),
+        Command::Internal(Internal::Preflight { .. }) => preflight::entry(),
+        Command::Internal(Internal::FarmRemove { folder }) => isolate::remove_entry(&folder),
     };
     match done {
         Ok(exit) => exit.into(),

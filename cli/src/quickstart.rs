@@ -22,7 +22,8 @@ use oast_daemon::clock::{Clock, SystemClock, timeout};
 use oast_daemon::isolate::{Farm, FarmEvent, FarmEvents, FarmSpec};
 use oast_daemon::lock::DirLock;
 use oast_daemon::task::Tasks;
-use oast_daemon::{preflight, random, shutdown};
+use oast_daemon::preflight::{self, Outcome};
+use oast_daemon::{random, shutdown};
 use oast_proto::v1::{
     ApplyResourceRequest, CreateTokenRequest, InitFarmRequest, ListPeersRequest, WhoAmIRequest,
 };
@@ -42,6 +43,8 @@ use crate::context;
 const START_DEADLINE: Duration = Duration::from_secs(30);
 /// How long the processes may take to end in order.
 const GRACE: Duration = Duration::from_secs(5);
+/// Disk that a farm with four pushes of the example needs.
+const DISK_NEEDED: u64 = 6 << 30;
 /// Pause between two looks at a starting farm.
 const LOOK: Duration = Duration::from_millis(50);
 /// Lines of a process's log that an error shows.
@@ -93,7 +96,7 @@ fn clean(args: &QuickstartArgs, exe: &std::path::Path) -> anyhow::Result<()> {
     let root = args.data.canonicalize()?;
     let _lock = DirLock::acquire(&root, "quickstart", &SystemClock)?;
     let status = std::process::Command::new(exe)
-        .args(["internal", "remove"])
+        .args(["internal", "farm-remove"])
         .arg(&root)
         .status()
         .context("start this program again")?;
@@ -119,22 +122,22 @@ async fn quickstart(args: &QuickstartArgs, exe: PathBuf, tasks: &Tasks) -> anyho
     let ground = Ground::new(root, exe.clone(), args.port_base);
     ground.check_ports()?;
     let waiting = ui.wait("looking whether this machine can do it");
-    let findings = preflight::run(&exe, ground.root()).await?;
+    let request = preflight::Request { data: ground.root().to_owned(), free_bytes: DISK_NEEDED };
+    let findings = preflight::run(&exe, request).await?;
     drop(waiting);
-    let mut able = true;
-    for finding in &findings {
-        if finding.is_fatal() {
-            able = false;
-            ui.say(format!("✖ {finding}"));
+    for finding in findings.iter().filter(|finding| finding.outcome == Outcome::Failed) {
+        ui.say(format!("✖ {}: {}", finding.name, finding.call));
+        if let Some(fix) = &finding.fix {
+            ui.say(format!("  {}", fix.replace('\n', "\n  ")));
         }
     }
-    if !able {
+    if !preflight::allows(&findings) {
         bail!("this machine cannot run the farm as it is: `oast doctor` shows every check");
     }
     let counter = Counter::start(tasks).await.context("listen for the steps")?;
     ground.prepare(counter.address())?;
     let waiting = ui.wait("starting three members, the local cloud and two workers");
-    let (farm, events) = Farm::start(FarmSpec { exe, farm: farm_id(&ground) }).await?;
+    let (farm, events) = Farm::start(FarmSpec { exe, farm: ground.farm() }).await?;
     let told = story_until_end(&ground, &farm, events, args, tasks, &ui, async {
         let (client, stage) = set_up(&ground, &farm, counter, tasks, &ui).await?;
         drop(waiting);
@@ -149,12 +152,6 @@ async fn quickstart(args: &QuickstartArgs, exe: PathBuf, tasks: &Tasks) -> anyho
     })
     .await;
     told
-}
-
-/// Control groups of two quickstarts on one machine must not meet.
-fn farm_id(ground: &Ground) -> String {
-    let digest = oast_model::digest::Digest::of(ground.root().display().to_string().as_bytes());
-    format!("oast-quickstart-{}", digest.short())
 }
 
 /// Runs `story` while the farm lives, stays up afterwards unless told to exit, and ends everything.
@@ -284,7 +281,8 @@ async fn init_farm(ground: &Ground, client: &Client) -> anyhow::Result<()> {
     let clock = SystemClock;
     let end = clock.monotonic() + START_DEADLINE;
     loop {
-        let asked = client.member().operator().init_farm(request.clone());
+        let mut operator = client.member().operator();
+        let asked = operator.init_farm(request.clone());
         let error = match timeout(&clock, Duration::from_secs(2), asked).await {
             Ok(Ok(_)) => return Ok(()),
             Ok(Err(status)) if crate::client::may_be_tried_again(&status) => status.to_string(),

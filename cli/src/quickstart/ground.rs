@@ -11,6 +11,7 @@ use anyhow::{Context, bail};
 use oast_daemon::isolate::{ChildSpec, Farm};
 use oast_daemon::random;
 use oast_daemon::secret::Secret;
+use oast_model::digest::Digest;
 
 /// Members of the group.
 pub const MEMBERS: u16 = 3;
@@ -49,6 +50,12 @@ impl Ground {
     /// The folder with everything.
     pub fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// Names the farm's control groups: two quickstarts on one machine must not meet.
+    pub fn farm(&self) -> String {
+        let digest = Digest::of(self.root.display().to_string().as_bytes());
+        format!("oast-quickstart-{}", digest.short())
     }
 
     /// This program's own file.
@@ -211,7 +218,8 @@ impl Ground {
 
     fn cloud_config(&self) -> String {
         format!(
-            "listen = \"{}\"\ndata_dir = {}\nstore_dir = {}\ntoken_file = {}\n",
+            "farm = \"{}\"\nlisten = \"{}\"\ndata_dir = {}\nstore_dir = {}\ntoken_file = {}\n",
+            self.farm(),
             self.cloud(),
             self.path("cloud"),
             self.path("store"),

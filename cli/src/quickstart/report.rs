@@ -59,7 +59,7 @@ impl Report {
     /// Prints the table on standard output.
     pub fn print(&self) {
         let mut table = Table::new();
-        table.load_preset(UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
+        table.load_style(UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
         table.set_header(["", "measured", "bar", ""]);
         for line in self.lines() {
             let mark = match line.good {

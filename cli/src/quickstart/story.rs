@@ -333,7 +333,8 @@ impl Stage {
         let clock = SystemClock;
         let end = clock.monotonic() + WAIT;
         while clock.monotonic() < end {
-            let asked = self.client.member().operator().list_peers(ListPeersRequest {});
+            let mut operator = self.client.member().operator();
+            let asked = operator.list_peers(ListPeersRequest {});
             match timeout(&clock, Duration::from_secs(1), asked).await {
                 Ok(Ok(peers)) => {
                     let leader = peers.into_inner().leader;

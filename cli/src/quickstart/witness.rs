@@ -32,9 +32,10 @@ impl Observer {
     pub fn start(tasks: &Tasks) -> Observer {
         let observer = Observer::default();
         let own = observer.clone();
+        let stopped = tasks.cancelled();
         tasks.spawn("observer", TaskKind::BACKGROUND, async move {
             let clock = SystemClock;
-            loop {
+            while !stopped.is_cancelled() {
                 own.round().await;
                 clock.sleep(ROUND).await;
             }
@@ -90,8 +91,8 @@ impl Counter {
         let counter = Counter { address: listener.local_addr()?, counts: Arc::default() };
         let (own, spawner) = (counter.clone(), tasks.clone());
         tasks.spawn("counter", TaskKind::BACKGROUND, async move {
-            loop {
-                let Ok((stream, _)) = listener.accept().await else { continue };
+            // Ends with the process: a listener on loopback does not fail by itself.
+            while let Ok((stream, _)) = listener.accept().await {
                 let own = own.clone();
                 spawner.spawn("counter-call", TaskKind::BACKGROUND, async move {
                     own.answer(stream).await;
