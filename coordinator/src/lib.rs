@@ -2,8 +2,14 @@
 
 pub mod api;
 pub mod archive;
+pub mod config;
 pub mod consensus;
 pub mod farm;
+mod gauges;
+pub mod git;
 pub mod leader;
+mod run;
 pub mod secrets;
 pub mod store;
+
+pub use run::{RunError, run};
