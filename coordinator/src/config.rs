@@ -77,24 +77,38 @@ impl CoordinatorConfig {
 
     /// Where hosted repositories are.
     pub fn git_dir(&self) -> PathBuf {
-        self.git_dir.clone().unwrap_or_else(|| self.store_dir.join("git"))
+        self.git_dir
+            .clone()
+            .unwrap_or_else(|| self.store_dir.join("git"))
     }
 
     /// Where secrets' values are.
     pub fn secrets_dir(&self) -> PathBuf {
-        self.secrets_dir.clone().unwrap_or_else(|| self.store_dir.join("secrets"))
+        self.secrets_dir
+            .clone()
+            .unwrap_or_else(|| self.store_dir.join("secrets"))
     }
 }
 
 impl Validate for CoordinatorConfig {
     fn validate(&self, problems: &mut Problems) {
         let named = oast_model::names::check(&self.farm);
-        problems.require(named.is_ok(), "farm", "must be a name such as `acme` (a-z, 0-9, -)");
+        problems.require(
+            named.is_ok(),
+            "farm",
+            "must be a name such as `acme` (a-z, 0-9, -)",
+        );
         problems.require(self.member > 0, "member", "must be at least 1");
         for (id, address) in &self.peers {
             let number = id.parse::<u64>().is_ok_and(|id| id > 0);
-            problems.require(number, "peers", format!("`{id}` is no member id: use 1, 2, 3 ..."));
-            let place = address.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+            problems.require(
+                number,
+                "peers",
+                format!("`{id}` is no member id: use 1, 2, 3 ..."),
+            );
+            let place = address
+                .rsplit_once(':')
+                .is_some_and(|(_, port)| port.parse::<u16>().is_ok());
             problems.require(place, "peers", format!("`{address}` is no host:port"));
         }
         problems.require(
@@ -103,7 +117,11 @@ impl Validate for CoordinatorConfig {
             format!("must contain this member, {}", self.member),
         );
         let ttl = self.lease_ttl.as_millis();
-        problems.require((1_000..=600_000).contains(&ttl), "lease_ttl", "must be between 1s and 10m");
+        problems.require(
+            (1_000..=600_000).contains(&ttl),
+            "lease_ttl",
+            "must be between 1s and 10m",
+        );
         let beat = self.heartbeat.as_millis();
         problems.require(
             beat > 0 && beat * 3 <= ttl,
@@ -111,7 +129,11 @@ impl Validate for CoordinatorConfig {
             format!("must be at most a third of lease_ttl ({})", self.lease_ttl),
         );
         let tick = self.tick.as_millis();
-        problems.require((10..=1_000).contains(&tick), "tick", "must be between 10ms and 1s");
+        problems.require(
+            (10..=1_000).contains(&tick),
+            "tick",
+            "must be between 10ms and 1s",
+        );
         self.limits.validate(problems);
     }
 }
@@ -127,7 +149,13 @@ mod tests {
         let error = parse::<CoordinatorConfig>(text, "c.toml", &[], &|_| None)
             .expect_err("nothing of it is right")
             .to_string();
-        for part in ["farm:", "member:", "`x` is no member id", "`here` is no host:port", "heartbeat:"] {
+        for part in [
+            "farm:",
+            "member:",
+            "`x` is no member id",
+            "`here` is no host:port",
+            "heartbeat:",
+        ] {
             assert!(error.contains(part), "{part} in {error}");
         }
     }

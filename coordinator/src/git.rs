@@ -28,7 +28,10 @@ pub const BRANCHES_MAX: usize = 1_000;
 
 /// The name under which the farm serves this repository, if it does.
 pub fn hosted_name(repository: &Repository) -> Option<&str> {
-    repository.url.strip_prefix(HOSTED).filter(|name| oast_model::names::check(name).is_ok())
+    repository
+        .url
+        .strip_prefix(HOSTED)
+        .filter(|name| oast_model::names::check(name).is_ok())
 }
 
 /// Tells the ledger what a repository's branches show. Returns the runs that began.
@@ -43,7 +46,10 @@ pub async fn observe(
 ) -> Result<Vec<RunId>, WriteError> {
     let watched = |branch: &str| {
         repository.branches.is_empty()
-            || repository.branches.iter().any(|glob| glob_matches(glob, branch))
+            || repository
+                .branches
+                .iter()
+                .any(|glob| glob_matches(glob, branch))
     };
     let refs: BTreeMap<String, String> = refs
         .into_iter()
@@ -63,7 +69,10 @@ pub async fn observe(
         let request = Request {
             principal: Principal::farm(),
             request_id: Some(random::request_id()),
-            command: Command::ObserveRefs { repository: name.clone(), refs: refs.clone() },
+            command: Command::ObserveRefs {
+                repository: name.clone(),
+                refs: refs.clone(),
+            },
         };
         match farm.write(&request).await?.answer {
             Answer::Run(run) => runs.push(run),

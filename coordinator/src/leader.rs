@@ -25,10 +25,12 @@ use oast_model::fleet::Observation;
 use oast_model::ids::{TaskId, Token};
 use oast_model::ledger::Command;
 use oast_model::names::{FleetName, PipelineName, TeamName};
+use oast_model::schedule::Session;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use crate::api::sight::{LeaderSight, WorkerSight};
 use crate::farm::{Farm, WriteError};
 use crate::secrets::Secrets;
 use desk::Desk;
@@ -119,16 +121,6 @@ impl Leader {
         }
     }
 
-    /// What a provider shows of a fleet, if a worker of this term watches it.
-    pub fn observation(&self, fleet: &FleetName) -> Option<Observation> {
-        self.desk().observation(fleet).cloned()
-    }
-
-    /// What the reconciler last said about a fleet.
-    pub fn note(&self, fleet: &FleetName) -> Option<String> {
-        self.desk().note(fleet)
-    }
-
     /// How many workers are connected to this leader.
     pub fn connected(&self) -> usize {
         self.desk().sessions().count()
@@ -170,6 +162,40 @@ impl Leader {
                 leader.pending().remove(&key);
                 leader.wake.notify_one();
             });
+    }
+}
+
+impl LeaderSight for Leader {
+    fn workers(&self) -> Vec<WorkerSight> {
+        let now = self.clock.monotonic();
+        let desk = self.desk();
+        let mut workers: Vec<WorkerSight> = desk
+            .sessions()
+            .map(|(_, connected)| WorkerSight {
+                session: connected.session.clone(),
+                version: connected.version.clone(),
+                connected_at: connected.connected_at,
+                silent: desk.silence(
+                    &connected.session.worker,
+                    connected.session.incarnation,
+                    now,
+                ),
+            })
+            .collect();
+        workers.sort_by(|a, b| a.session.worker.cmp(&b.session.worker));
+        workers
+    }
+
+    fn observation(&self, fleet: &FleetName) -> Option<Observation> {
+        self.desk().observation(fleet).cloned()
+    }
+
+    fn note(&self, fleet: &FleetName) -> Option<String> {
+        self.desk().note(fleet)
+    }
+
+    fn sessions(&self) -> Vec<Session> {
+        self.desk().schedule_sessions()
     }
 }
 

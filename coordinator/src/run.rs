@@ -7,6 +7,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use camino::Utf8PathBuf;
 use oast_artifacts::ArtifactStore;
 use oast_daemon::clock::SharedClock;
 use oast_daemon::health::{self, Health};
@@ -20,7 +21,8 @@ use tonic::metadata::AsciiMetadataValue;
 use tonic::service::InterceptorLayer;
 use tracing::info;
 
-use crate::api;
+use crate::api::{self, Parts};
+use crate::archive::Archive;
 use crate::config::CoordinatorConfig;
 use crate::consensus::driver::{self, Setup};
 use crate::consensus::halt::Halt;
@@ -30,6 +32,7 @@ use crate::consensus::options::Options;
 use crate::consensus::transport::grpc::{AddressError, LinkOptions, Links, PeerServer};
 use crate::farm::Farm;
 use crate::gauges;
+use crate::git;
 use crate::leader::sessions::WorkerService;
 use crate::leader::{self, Leader};
 use crate::secrets::{SecretError, Secrets};
@@ -75,9 +78,12 @@ pub enum RunError {
     /// The folder of secrets cannot be used.
     #[error(transparent)]
     Secrets(SecretError),
-    /// A service could not be made.
-    #[error("make the API")]
-    Api(#[source] api::ApiError),
+    /// The store's path cannot be used.
+    #[error("the artifact store's path {} is no UTF-8", path.display())]
+    StorePath {
+        /// As configured.
+        path: PathBuf,
+    },
     /// The runtime refused something.
     #[error("start serving")]
     Start(#[source] std::io::Error),
@@ -99,7 +105,8 @@ pub async fn run(
         clock.clone(),
         &tasks,
     );
-    let _lock = DirLock::acquire(&config.data_dir, "coordinator", &*clock).map_err(RunError::Lock)?;
+    let _lock =
+        DirLock::acquire(&config.data_dir, "coordinator", &*clock).map_err(RunError::Lock)?;
     let port = Port::bind(config.listen).map_err(RunError::Bind)?;
     let peer_token = read_peer_token(&config)?;
     let authorization = bearer(&config, &peer_token)?;
@@ -118,45 +125,75 @@ pub async fn run(
     let links = Links::start(
         &handle,
         &addresses,
-        LinkOptions { authorization: Some(authorization.clone()), ..LinkOptions::default() },
+        LinkOptions {
+            authorization: Some(authorization),
+            ..LinkOptions::default()
+        },
         &tasks,
         &clock,
     )
     .map_err(RunError::Peer)?;
     let running = member.start(links).map_err(RunError::Start)?;
 
-    let farm = Farm::new(handle.clone(), config.peers_by_id(), authorization, clock.clone());
+    let farm = Farm::new(
+        handle.clone(),
+        config.peers_by_id(),
+        peer_token.expose(),
+        clock.clone(),
+    );
     let secrets = Secrets::open(&config.secrets_dir()).map_err(RunError::Secrets)?;
     let options = leader::Options {
         lease_ttl: config.lease_ttl.duration(),
         heartbeat: config.heartbeat.duration(),
     };
     let leader = Leader::new(farm.clone(), secrets.clone(), tasks.clone(), options);
-    tasks.spawn("leader", TaskKind::SERVICE, Arc::clone(&leader).run(shutdown.clone()));
+    tasks.spawn(
+        "leader",
+        TaskKind::SERVICE,
+        Arc::clone(&leader).run(shutdown.clone()),
+    );
     gauges::publish(&metrics, &farm, &leader);
 
-    let store = ArtifactStore::open(&config.store_dir).map_err(RunError::Store)?;
-    let parts = api::Parts {
+    let store_dir =
+        Utf8PathBuf::try_from(config.store_dir.clone()).map_err(|err| RunError::StorePath {
+            path: err.into_path_buf(),
+        })?;
+    let artifacts = ArtifactStore::open(&store_dir).map_err(RunError::Store)?;
+    let archive = Archive::new(handle.clone());
+    let api = api::router(Parts {
         farm: farm.clone(),
+        archive,
+        artifacts,
+        secrets: secrets.clone(),
         sight: leader.clone(),
-        store,
-        secrets,
-        git_dir: config.git_dir(),
-        bootstrap: peer_token,
         tasks: tasks.clone(),
-    };
-    let api = api::router(parts).await.map_err(RunError::Api)?;
-    let inner = tonic::service::Routes::new(
-        WorkersServer::new(WorkerService::new(leader)).max_decoding_message_size(WORKER_MESSAGE_MAX),
-    )
-    .into_axum_router();
+        peer_token,
+        git_dir: config.git_dir(),
+        address: format!("http://{}", port.address()),
+    });
+    let poller = git::poll::run(farm.clone(), secrets, config.git_dir(), shutdown.clone());
+    tasks.spawn("git-poller", TaskKind::SERVICE, poller);
+    let hosted = git::host::routes(git::host::Host {
+        farm: farm.clone(),
+        folder: config.git_dir(),
+        tasks: tasks.clone(),
+    });
+    let workers = WorkersServer::new(WorkerService::new(leader))
+        .max_decoding_message_size(WORKER_MESSAGE_MAX);
+    let workers = tonic::service::Routes::new(workers).into_axum_router();
     let health = Health::default();
     let part = health.part("group");
     let router = api
-        .merge(inner)
+        .merge(hosted)
+        .merge(workers)
         .merge(peer_routes(&config, handle.clone())?)
         .merge(health::routes(metrics.clone(), health));
-    let serving = Serving { limits: config.limits, clock, tasks: tasks.clone(), metrics };
+    let serving = Serving {
+        limits: config.limits,
+        clock,
+        tasks: tasks.clone(),
+        metrics,
+    };
     port.serve(router, &serving).map_err(RunError::Start)?;
     info!(member = config.member, farm = %config.farm, address = %config.listen, "Member runs.");
 
@@ -190,7 +227,10 @@ fn setup(config: &CoordinatorConfig, clock: &SharedClock) -> Setup {
             member: config.member,
             initial: config.peers_by_id().into_keys().collect(),
         },
-        options: Options { tick: config.tick.duration(), ..Options::default() },
+        options: Options {
+            tick: config.tick.duration(),
+            ..Options::default()
+        },
         stores: StoreOptions::default(),
         clock: clock.clone(),
         halt: Halt::abort(),
@@ -208,7 +248,9 @@ fn peer_routes(
         let shown = request.metadata().get("authorization");
         match shown {
             Some(shown) if wanted.matches(shown.as_bytes()) => Ok(request),
-            _ => Err(tonic::Status::unauthenticated("this port is for members of the farm")),
+            _ => Err(tonic::Status::unauthenticated(
+                "this port is for members of the farm",
+            )),
         }
     };
     let router = tonic::service::Routes::new(PeerServer::service(handle)).into_axum_router();
@@ -217,8 +259,10 @@ fn peer_routes(
 
 fn read_peer_token(config: &CoordinatorConfig) -> Result<Secret<String>, RunError> {
     let path = config.peer_token_file.clone();
-    let text = std::fs::read_to_string(&path)
-        .map_err(|err| RunError::PeerToken { path: path.clone(), err })?;
+    let text = std::fs::read_to_string(&path).map_err(|err| RunError::PeerToken {
+        path: path.clone(),
+        err,
+    })?;
     let text = text.trim();
     if text.is_empty() {
         return Err(RunError::PeerTokenText { path });
@@ -230,9 +274,12 @@ fn bearer(
     config: &CoordinatorConfig,
     token: &Secret<String>,
 ) -> Result<AsciiMetadataValue, RunError> {
-    let mut value: AsciiMetadataValue = format!("Bearer {}", token.expose())
-        .parse()
-        .map_err(|_| RunError::PeerTokenText { path: config.peer_token_file.clone() })?;
+    let mut value: AsciiMetadataValue =
+        format!("Bearer {}", token.expose())
+            .parse()
+            .map_err(|_| RunError::PeerTokenText {
+                path: config.peer_token_file.clone(),
+            })?;
     value.set_sensitive(true);
     Ok(value)
 }

@@ -13,7 +13,7 @@ use axum::extract::{Path as UrlPath, Query, Request, State};
 use axum::http::header::{
     AUTHORIZATION, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, WWW_AUTHENTICATE,
 };
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use base64::Engine as _;
@@ -105,7 +105,11 @@ pub async fn heads(folder: &Path, name: &str) -> Result<BTreeMap<String, String>
     command.arg("--git-dir").arg(&place);
     let lines = output(
         command,
-        ["for-each-ref", "--format=%(objectname) %(refname)", "refs/heads"],
+        [
+            "for-each-ref",
+            "--format=%(objectname) %(refname)",
+            "refs/heads",
+        ],
     )
     .await?;
     Ok(parse_heads(&lines))
@@ -119,7 +123,7 @@ fn place(folder: &Path, name: &str) -> PathBuf {
 fn refuse(status: StatusCode, text: impl Into<String>) -> Response {
     let mut response = (status, text.into() + "\n").into_response();
     if status == StatusCode::UNAUTHORIZED {
-        let realm = axum::http::HeaderValue::from_static("Basic realm=\"oast\"");
+        let realm = HeaderValue::from_static("Basic realm=\"oast\"");
         response.headers_mut().insert(WWW_AUTHENTICATE, realm);
     }
     response
@@ -144,11 +148,16 @@ impl Host {
         service: Service,
         headers: &HeaderMap,
     ) -> Result<Admitted, Response> {
-        let view = self.farm.read().await.map_err(|err| {
-            refuse(StatusCode::SERVICE_UNAVAILABLE, err.to_string())
-        })?;
+        let view = self
+            .farm
+            .read()
+            .await
+            .map_err(|err| refuse(StatusCode::SERVICE_UNAVAILABLE, err.to_string()))?;
         let token = token(headers).ok_or_else(|| {
-            refuse(StatusCode::UNAUTHORIZED, "a token is needed: any user name, the token as password")
+            refuse(
+                StatusCode::UNAUTHORIZED,
+                "a token is needed: any user name, the token as password",
+            )
         })?;
         let principal: Principal = view
             .token(&Digest::of(token.as_bytes()).to_string())
@@ -175,7 +184,11 @@ impl Host {
                 refuse(StatusCode::INTERNAL_SERVER_ERROR, err.to_string())
             })?;
         }
-        Ok(Admitted { name, repository, place })
+        Ok(Admitted {
+            name,
+            repository,
+            place,
+        })
     }
 
     /// Safe when two members do it at once: git keeps what is there.
@@ -183,8 +196,17 @@ impl Host {
         std::fs::create_dir_all(&self.folder).map_err(GitError::Start)?;
         let command = git(&self.folder);
         let path = place.as_os_str();
-        let arguments = ["init", "--quiet", "--bare", "--initial-branch=main", "--shared=0600"];
-        let arguments = arguments.map(std::ffi::OsStr::new).into_iter().chain([path]);
+        let arguments = [
+            "init",
+            "--quiet",
+            "--bare",
+            "--initial-branch=main",
+            "--shared=0600",
+        ];
+        let arguments = arguments
+            .map(std::ffi::OsStr::new)
+            .into_iter()
+            .chain([path]);
         output(command, arguments).await.map(drop)
     }
 
@@ -217,7 +239,10 @@ async fn advertise(
     headers: HeaderMap,
 ) -> Response {
     let Some(service) = wanted.service.as_deref().and_then(Service::parse) else {
-        return refuse(StatusCode::FORBIDDEN, "only git's smart protocol is spoken here");
+        return refuse(
+            StatusCode::FORBIDDEN,
+            "only git's smart protocol is spoken here",
+        );
     };
     let admitted = match host.admit(&path, service, &headers).await {
         Ok(admitted) => admitted,
@@ -228,15 +253,21 @@ async fn advertise(
         command.env("GIT_PROTOCOL", protocol);
     }
     let arguments = [service.verb(), "--stateless-rpc", "--advertise-refs"];
-    let arguments =
-        arguments.map(std::ffi::OsStr::new).into_iter().chain([admitted.place.as_os_str()]);
+    let arguments = arguments
+        .map(std::ffi::OsStr::new)
+        .into_iter()
+        .chain([admitted.place.as_os_str()]);
     match output(command, arguments).await {
         Ok(refs) => {
             let line = format!("# service=git-{}\n", service.verb());
             let mut body = format!("{:04x}{line}0000", line.len() + 4).into_bytes();
             body.extend_from_slice(&refs);
             let kind = format!("application/x-git-{}-advertisement", service.verb());
-            ([(CONTENT_TYPE, kind), (CACHE_CONTROL, "no-cache".into())], body).into_response()
+            (
+                [(CONTENT_TYPE, kind), (CACHE_CONTROL, "no-cache".into())],
+                body,
+            )
+                .into_response()
         }
         Err(error) => refuse(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
     }
@@ -269,20 +300,25 @@ async fn exchange(
     let mut child = match command.spawn() {
         Ok(child) => child,
         Err(err) => {
-            return refuse(StatusCode::INTERNAL_SERVER_ERROR, GitError::Start(err).to_string());
+            return refuse(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                GitError::Start(err).to_string(),
+            );
         }
     };
     let (Some(stdin), Some(mut stdout)) = (child.stdin.take(), child.stdout.take()) else {
         return refuse(StatusCode::INTERNAL_SERVER_ERROR, "git has no pipes");
     };
-    let compressed =
-        headers.get(CONTENT_ENCODING).is_some_and(|encoding| encoding.as_bytes() == b"gzip");
+    let compressed = headers
+        .get(CONTENT_ENCODING)
+        .is_some_and(|encoding| encoding.as_bytes() == b"gzip");
     // Git reads all of a request before it answers, but its pipe is small: feed beside reading.
-    host.tasks.spawn("git-request", TaskKind::BACKGROUND, async move {
-        if let Err(error) = feed(request.into_body(), stdin, compressed).await {
-            warn!(%error, "A git request ended early.");
-        }
-    });
+    host.tasks
+        .spawn("git-request", TaskKind::BACKGROUND, async move {
+            if let Err(error) = feed(request.into_body(), stdin, compressed).await {
+                warn!(%error, "A git request ended early.");
+            }
+        });
     let kind = format!("application/x-git-{}-result", service.verb());
     let head = [(CONTENT_TYPE, kind), (CACHE_CONTROL, "no-cache".into())];
     if service == Service::Receive {
@@ -291,29 +327,33 @@ async fn exchange(
         let read = stdout.take(REPORT_MAX).read_to_end(&mut report).await;
         let ended = child.wait().await;
         if read.is_err() || ended.is_err() {
-            return refuse(StatusCode::INTERNAL_SERVER_ERROR, "git ended without a report");
+            return refuse(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "git ended without a report",
+            );
         }
         host.tell(&admitted).await;
         return (head, report).into_response();
     }
     let (pieces, body) = tokio::sync::mpsc::channel::<Result<Bytes, std::io::Error>>(PIECES);
-    host.tasks.spawn("git-answer", TaskKind::BACKGROUND, async move {
-        loop {
-            let mut piece = bytes::BytesMut::with_capacity(PIECE);
-            let read = stdout.read_buf(&mut piece).await;
-            let last = !matches!(read, Ok(read) if read > 0);
-            let next = match read {
-                Ok(0) => break,
-                Ok(_) => Ok(piece.freeze()),
-                Err(err) => Err(err),
-            };
-            if pieces.send(next).await.is_err() || last {
-                break;
+    host.tasks
+        .spawn("git-answer", TaskKind::BACKGROUND, async move {
+            loop {
+                let mut piece = bytes::BytesMut::with_capacity(PIECE);
+                let read = stdout.read_buf(&mut piece).await;
+                let last = !matches!(read, Ok(read) if read > 0);
+                let next = match read {
+                    Ok(0) => break,
+                    Ok(_) => Ok(piece.freeze()),
+                    Err(err) => Err(err),
+                };
+                if pieces.send(next).await.is_err() || last {
+                    break;
+                }
             }
-        }
-        // Reaped here; a client that left ends it by the closed pipe.
-        let _ = child.wait().await;
-    });
+            // Reaped here; a client that left ends it by the closed pipe.
+            let _ = child.wait().await;
+        });
     let stream = tokio_stream::wrappers::ReceiverStream::new(body);
     (head, Body::from_stream(stream)).into_response()
 }
@@ -335,11 +375,17 @@ async fn feed(body: Body, mut stdin: ChildStdin, compressed: bool) -> Result<(),
         if total > PUSH_MAX {
             return Err(format!("more than {PUSH_MAX} bytes"));
         }
-        stdin.write_all(&piece).await.map_err(|err| err.to_string())?;
+        stdin
+            .write_all(&piece)
+            .await
+            .map_err(|err| err.to_string())?;
     }
     if compressed {
         let rest = unpacker.finish().map_err(|err| err.to_string())?;
-        stdin.write_all(&rest).await.map_err(|err| err.to_string())?;
+        stdin
+            .write_all(&rest)
+            .await
+            .map_err(|err| err.to_string())?;
     }
     stdin.shutdown().await.map_err(|err| err.to_string())
 }
@@ -358,7 +404,9 @@ fn token(headers: &HeaderMap) -> Option<String> {
         return Some(token.to_owned());
     }
     let encoded = text.strip_prefix("Basic ")?;
-    let decoded = base64::engine::general_purpose::STANDARD.decode(encoded).ok()?;
+    let decoded = base64::engine::general_purpose::STANDARD
+        .decode(encoded)
+        .ok()?;
     let pair = String::from_utf8(decoded).ok()?;
     Some(pair.split_once(':')?.1.to_owned())
 }

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::process::{GitError, git, output, parse_heads};
-use super::{hosted_name, host, observe};
+use super::{host, hosted_name, observe};
 use crate::farm::Farm;
 use crate::secrets::Secrets;
 
@@ -44,7 +44,10 @@ pub async fn run(farm: Farm, secrets: Secrets, git_dir: PathBuf, shutdown: Cance
                     (None, None) => continue,
                 };
                 let now = clock.monotonic();
-                if looked.get(name).is_some_and(|last| now.saturating_sub(*last) < interval) {
+                if looked
+                    .get(name)
+                    .is_some_and(|last| now.saturating_sub(*last) < interval)
+                {
                     continue;
                 }
                 looked.insert(name.clone(), now);
@@ -113,7 +116,10 @@ pub async fn look(
     if let Some(credential) = credential {
         // In the child's environment only: an argument could be read by everybody.
         let text = String::from_utf8_lossy(credential.expose());
-        let (user, password) = text.trim().split_once(':').unwrap_or((TOKEN_USER, text.trim()));
+        let (user, password) = text
+            .trim()
+            .split_once(':')
+            .unwrap_or((TOKEN_USER, text.trim()));
         command
             .env("OAST_GIT_USER", user)
             .env("OAST_GIT_PASSWORD", password)

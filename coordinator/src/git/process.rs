@@ -48,10 +48,7 @@ pub enum GitError {
 }
 
 /// Runs git to its end and returns what it printed.
-pub async fn output<I, S>(
-    mut command: Command,
-    arguments: I,
-) -> Result<Vec<u8>, GitError>
+pub async fn output<I, S>(mut command: Command, arguments: I) -> Result<Vec<u8>, GitError>
 where
     I: IntoIterator<Item = S>,
     S: AsRef<OsStr>,
@@ -62,12 +59,20 @@ where
         .map(|argument| argument.as_ref().to_string_lossy().into_owned())
         .find(|argument| !argument.starts_with('-'))
         .unwrap_or_default();
-    let output = command.args(&arguments).output().await.map_err(GitError::Start)?;
+    let output = command
+        .args(&arguments)
+        .output()
+        .await
+        .map_err(GitError::Start)?;
     if output.status.success() {
         return Ok(output.stdout);
     }
     let said = String::from_utf8_lossy(&output.stderr);
-    let last = said.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("no reason given");
+    let last = said
+        .lines()
+        .rev()
+        .find(|line| !line.trim().is_empty())
+        .unwrap_or("no reason given");
     let said = oast_daemon::secret::redact(last).into_owned();
     Err(GitError::Failed { verb, said })
 }

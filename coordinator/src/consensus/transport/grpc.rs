@@ -18,7 +18,7 @@ use crate::store::log::LogPosition;
 mod links;
 mod server;
 
-pub use links::{LinkOptions, Links};
+pub use links::{AddressError, LinkOptions, Links};
 pub use server::PeerServer;
 
 /// Largest message taken from a peer: one command at its limit and what raft wraps around it.
