@@ -38,7 +38,9 @@ pub struct Bearer(Option<MetadataValue<Ascii>>);
 impl Interceptor for Bearer {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
         if let Some(value) = &self.0 {
-            request.metadata_mut().insert("authorization", value.clone());
+            request
+                .metadata_mut()
+                .insert("authorization", value.clone());
         }
         Ok(request)
     }
@@ -99,7 +101,10 @@ pub enum ClientError {
 
 impl Client {
     /// A client that connects when it is first used.
-    pub fn new(addresses: &[String], token: Option<&Secret<String>>) -> Result<Client, ClientError> {
+    pub fn new(
+        addresses: &[String],
+        token: Option<&Secret<String>>,
+    ) -> Result<Client, ClientError> {
         if addresses.is_empty() {
             return Err(ClientError::NoAddress);
         }
@@ -157,13 +162,16 @@ impl Client {
         let end = clock.monotonic() + RETRY_DEADLINE;
         let mut pause = PAUSE;
         loop {
-            let answer =
-                match oast_daemon::clock::timeout(&clock, CALL_DEADLINE, call(self.member().clone()))
-                    .await
-                {
-                    Ok(answer) => answer,
-                    Err(late) => Err(Status::deadline_exceeded(late.to_string())),
-                };
+            let answer = match oast_daemon::clock::timeout(
+                &clock,
+                CALL_DEADLINE,
+                call(self.member().clone()),
+            )
+            .await
+            {
+                Ok(answer) => answer,
+                Err(late) => Err(Status::deadline_exceeded(late.to_string())),
+            };
             match answer {
                 Ok(response) => return Ok(response.into_inner()),
                 Err(status) if may_be_tried_again(&status) && clock.monotonic() < end => {
@@ -180,5 +188,8 @@ impl Client {
 
 /// The member did not answer, or said that another may.
 pub fn may_be_tried_again(status: &Status) -> bool {
-    matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled)
+    matches!(
+        status.code(),
+        Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled
+    )
 }

@@ -91,7 +91,10 @@ impl Connect {
             Some(entry) => Ok(entry.clone()),
             None => {
                 let known: Vec<&str> = file.contexts.keys().map(String::as_str).collect();
-                bail!("there is no context `{name}`; known are: {}", known.join(", "))
+                bail!(
+                    "there is no context `{name}`; known are: {}",
+                    known.join(", ")
+                )
             }
         }
     }
@@ -122,7 +125,9 @@ fn path() -> anyhow::Result<PathBuf> {
     }
     match process_env("HOME").filter(|home| !home.is_empty()) {
         Some(home) => Ok(Path::new(&home).join(".config/oast/config.toml")),
-        None => bail!("neither HOME nor XDG_CONFIG_HOME is set: say where with --addr and OAST_TOKEN"),
+        None => {
+            bail!("neither HOME nor XDG_CONFIG_HOME is set: say where with --addr and OAST_TOKEN")
+        }
     }
 }
 

@@ -12,7 +12,8 @@ use oast_daemon::health::Health;
 use oast_daemon::metrics::{Metrics, Role};
 use oast_daemon::task::Tasks;
 use oast_daemon::{isolate, panic, shutdown, telemetry};
-use oast_worker::local_cloud::{self, LocalCloudConfig, Process};
+use oast_worker::Process;
+use oast_worker::local_cloud::{self, LocalCloudConfig};
 use tokio_util::sync::CancellationToken;
 
 /// How long a daemon may take to end in order.
@@ -24,7 +25,9 @@ pub fn coordinator(config: Option<&Path>) -> anyhow::Result<()> {
         load(config, &COMMON_ENV, &process_env)?;
     telemetry::init(&config.log)?;
     daemon(|tasks| async move {
-        oast_coordinator::run(config, tasks, SystemClock::shared()).await.context("run the member")
+        oast_coordinator::run(config, tasks, SystemClock::shared())
+            .await
+            .context("run the member")
     })
 }
 
@@ -37,7 +40,9 @@ pub fn worker(config: Option<&Path>) -> anyhow::Result<()> {
     telemetry::init(&config.log)?;
     daemon(|tasks| async move {
         let process = process(Role::Worker, &tasks);
-        oast_worker::run(config, &process).await.context("run the worker")
+        oast_worker::run(config, &process)
+            .await
+            .context("run the worker")
     })
 }
 
@@ -49,7 +54,9 @@ pub fn local_cloud(config: Option<&Path>) -> anyhow::Result<()> {
     let exe = Utf8PathBuf::try_from(std::env::current_exe()?)?;
     daemon(|tasks| async move {
         let process = process(Role::LocalCloud, &tasks);
-        local_cloud::run(&config, &exe, &process).await.context("run the local cloud")
+        local_cloud::run(&config, &exe, &process)
+            .await
+            .context("run the local cloud")
     })
 }
 
@@ -70,7 +77,9 @@ where
     Fut: Future<Output = anyhow::Result<()>>,
 {
     panic::abort_on_panic();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
     runtime.block_on(async {
         let shutdown = CancellationToken::new();
         let tasks = Tasks::for_process(shutdown.clone());

@@ -60,7 +60,11 @@ fn main() -> ExitCode {
         Err(err) => {
             // Nothing can be done about a standard error that is gone.
             let _ = err.print();
-            let exit = if err.use_stderr() { Exit::Usage } else { Exit::Ok };
+            let exit = if err.use_stderr() {
+                Exit::Usage
+            } else {
+                Exit::Ok
+            };
             return exit.into();
         }
     };
@@ -72,7 +76,9 @@ fn main() -> ExitCode {
             daemons::coordinator(args.config.as_deref()).map(|()| Exit::Ok)
         }
         Command::Worker(args) => daemons::worker(args.config.as_deref()).map(|()| Exit::Ok),
-        Command::LocalCloud(args) => daemons::local_cloud(args.config.as_deref()).map(|()| Exit::Ok),
+        Command::LocalCloud(args) => {
+            daemons::local_cloud(args.config.as_deref()).map(|()| Exit::Ok)
+        }
         Command::Internal(Internal::FarmInit) => isolate::entry(),
         Command::Internal(Internal::Sandbox) => oast_worker::sandbox::entry(),
         Command::Internal(Internal::Preflight { .. }) => preflight::entry(),

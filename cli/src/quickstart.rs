@@ -21,8 +21,8 @@ use clap::Args;
 use oast_daemon::clock::{Clock, SystemClock, timeout};
 use oast_daemon::isolate::{Farm, FarmEvent, FarmEvents, FarmSpec};
 use oast_daemon::lock::DirLock;
-use oast_daemon::task::Tasks;
 use oast_daemon::preflight::{self, Outcome};
+use oast_daemon::task::Tasks;
 use oast_daemon::{random, shutdown};
 use oast_proto::v1::{
     ApplyResourceRequest, CreateTokenRequest, InitFarmRequest, ListPeersRequest, WhoAmIRequest,
@@ -73,7 +73,9 @@ pub fn run(args: &QuickstartArgs) -> anyhow::Result<bool> {
     if args.clean {
         return clean(args, &exe).map(|()| true);
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
     runtime.block_on(async {
         let stop = CancellationToken::new();
         let tasks = Tasks::new(SystemClock::shared(), stop.clone());
@@ -111,21 +113,29 @@ async fn quickstart(args: &QuickstartArgs, exe: PathBuf, tasks: &Tasks) -> anyho
     let ui = Ui::new();
     let clock = SystemClock;
     let begun = clock.monotonic();
-    std::fs::create_dir_all(&args.data)
-        .with_context(|| format!("make {}", args.data.display()))?;
+    std::fs::create_dir_all(&args.data).with_context(|| format!("make {}", args.data.display()))?;
     let root = args.data.canonicalize()?;
     // Overlay options are separated by commas and colons.
     if root.display().to_string().contains([',', ':', '\\', '"']) {
-        bail!("{} holds a character that overlay mounts cannot take: use another --data", root.display());
+        bail!(
+            "{} holds a character that overlay mounts cannot take: use another --data",
+            root.display()
+        );
     }
     let _lock = DirLock::acquire(&root, "quickstart", &clock)?;
     let ground = Ground::new(root, exe.clone(), args.port_base);
     ground.check_ports()?;
     let waiting = ui.wait("looking whether this machine can do it");
-    let request = preflight::Request { data: ground.root().to_owned(), free_bytes: DISK_NEEDED };
+    let request = preflight::Request {
+        data: ground.root().to_owned(),
+        free_bytes: DISK_NEEDED,
+    };
     let findings = preflight::run(&exe, request).await?;
     drop(waiting);
-    for finding in findings.iter().filter(|finding| finding.outcome == Outcome::Failed) {
+    for finding in findings
+        .iter()
+        .filter(|finding| finding.outcome == Outcome::Failed)
+    {
         ui.say(format!("✖ {}: {}", finding.name, finding.call));
         if let Some(fix) = &finding.fix {
             ui.say(format!("  {}", fix.replace('\n', "\n  ")));
@@ -134,19 +144,33 @@ async fn quickstart(args: &QuickstartArgs, exe: PathBuf, tasks: &Tasks) -> anyho
     if !preflight::allows(&findings) {
         bail!("this machine cannot run the farm as it is: `oast doctor` shows every check");
     }
-    let counter = Counter::start(tasks).await.context("listen for the steps")?;
+    let counter = Counter::start(tasks)
+        .await
+        .context("listen for the steps")?;
     ground.prepare(counter.address())?;
     let waiting = ui.wait("starting three members, the local cloud and two workers");
-    let (farm, events) = Farm::start(FarmSpec { exe, farm: ground.farm() }).await?;
+    let (farm, events) = Farm::start(FarmSpec {
+        exe,
+        farm: ground.farm(),
+    })
+    .await?;
     let told = story_until_end(&ground, &farm, events, args, tasks, &ui, async {
         let (client, stage) = set_up(&ground, &farm, counter, tasks, &ui).await?;
         drop(waiting);
         let started = clock.monotonic() - begun;
-        ui.say(format!("The farm is up after {:.1} s.", started.as_secs_f64()));
+        ui.say(format!(
+            "The farm is up after {:.1} s.",
+            started.as_secs_f64()
+        ));
         let report = tell(&ground, &stage, started).await?;
         report.print();
         let good = report.good();
-        context::remember("quickstart", client.addresses(), &ground.token("you")?, Some("demo"))?;
+        context::remember(
+            "quickstart",
+            client.addresses(),
+            &ground.token("you")?,
+            Some("demo"),
+        )?;
         ui.say(report::next_steps(&ground));
         Ok(good)
     })
@@ -243,8 +267,11 @@ async fn set_up(
             .context("apply the example's resources")?;
     }
     let you = user_token(ground, &client).await?;
-    let remotes =
-        ground.members().iter().map(|member| format!("http://{member}/git/web.git")).collect();
+    let remotes = ground
+        .members()
+        .iter()
+        .map(|member| format!("http://{member}/git/web.git"))
+        .collect();
     let repository = Repository::open(&ground.repository(), remotes, &you).await?;
     example::write(repository.folder()).context("write the example")?;
     let observer = Observer::start(tasks);
@@ -376,19 +403,28 @@ async fn tell(ground: &Ground, stage: &Stage, started: Duration) -> anyhow::Resu
 /// The number that the site named last, when this data was used before.
 async fn existing_version(stage: &Stage) -> u32 {
     let kept = stage.repository.folder().join("web/site/version");
-    let number = std::fs::read_to_string(kept).ok().and_then(|text| text.trim().parse().ok());
+    let number = std::fs::read_to_string(kept)
+        .ok()
+        .and_then(|text| text.trim().parse().ok());
     number.unwrap_or(0)
 }
 
 fn replacements(stage: &Stage) -> std::collections::BTreeMap<String, u32> {
     let fleet = stage.fleet.borrow();
-    fleet.instances.iter().map(|instance| (instance.name.clone(), instance.replaced)).collect()
+    fleet
+        .instances
+        .iter()
+        .map(|instance| (instance.name.clone(), instance.replaced))
+        .collect()
 }
 
 /// How the instances were started, each way once.
 fn boot_notes(stage: &Stage) -> Vec<String> {
     let fleet = stage.fleet.borrow();
-    let notes: std::collections::BTreeSet<String> =
-        fleet.instances.iter().map(|instance| instance.note.clone()).collect();
+    let notes: std::collections::BTreeSet<String> = fleet
+        .instances
+        .iter()
+        .map(|instance| instance.note.clone())
+        .collect();
     notes.into_iter().collect()
 }

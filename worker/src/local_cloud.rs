@@ -20,15 +20,14 @@ use std::sync::Arc;
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::Deserialize;
 
-use oast_daemon::clock::SharedClock;
 use oast_daemon::config::{Problems, Validate};
-use oast_daemon::health::{self as pages, Health};
+use oast_daemon::health as pages;
 use oast_daemon::isolate::IdMapError;
 use oast_daemon::lock::{DirLock, LockError};
-use oast_daemon::metrics::{Metric, Metrics};
+use oast_daemon::metrics::Metric;
 use oast_daemon::secret::Secret;
 use oast_daemon::serve::{BindError, Limits, Port, Serving};
-use oast_daemon::task::{TaskHandle, TaskKind, Tasks};
+use oast_daemon::task::{TaskHandle, TaskKind};
 use oast_proto::localcloud::v1::local_cloud_server::LocalCloudServer;
 use tonic::service::Routes;
 
@@ -47,6 +46,7 @@ pub mod store;
 pub mod units;
 pub mod view;
 
+use crate::Process;
 use crate::sandbox::{IdMap, Launcher};
 use cloud::{Cloud, CloudError, Handle};
 use instance::{Options, Sandboxes};
@@ -139,19 +139,6 @@ impl LocalCloudConfig {
         let hash = blake3::hash(self.data_dir.as_str().as_bytes()).to_hex();
         format!("cloud-{}", &hash[..12])
     }
-}
-
-/// What the process gives its parts.
-#[derive(Clone, Debug)]
-pub struct Process {
-    /// The clock.
-    pub clock: SharedClock,
-    /// The register of tasks; its root token means shutdown.
-    pub tasks: Tasks,
-    /// Where is counted.
-    pub metrics: Metrics,
-    /// What `/healthz` says.
-    pub health: Health,
 }
 
 /// Why the local cloud did not start.

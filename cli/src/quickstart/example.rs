@@ -82,7 +82,9 @@ pub fn break_page(folder: &Path) -> io::Result<()> {
 
 /// The page is as the example has it.
 pub fn mend_page(folder: &Path) -> io::Result<()> {
-    let page = FILES.iter().find(|(path, _, _)| *path == "web/site/index.html");
+    let page = FILES
+        .iter()
+        .find(|(path, _, _)| *path == "web/site/index.html");
     let (_, _, content) = page.expect("the page is in the list");
     std::fs::write(folder.join("web/site/index.html"), content)
 }
@@ -97,7 +99,10 @@ pub fn add_slow_steps(folder: &Path, counter: SocketAddr, mark: &str) -> io::Res
     for name in SLOW_STEPS {
         steps.push_str(&slow_step(name, counter, mark));
     }
-    std::fs::write(path, clean.replacen(SLOW_BEFORE, &format!("{steps}{SLOW_BEFORE}"), 1))
+    std::fs::write(
+        path,
+        clean.replacen(SLOW_BEFORE, &format!("{steps}{SLOW_BEFORE}"), 1),
+    )
 }
 
 /// The proxy is the only way out of a step; bash can speak enough HTTP to use it.
@@ -144,8 +149,20 @@ mod tests {
         let with = std::fs::read_to_string(&path).expect("text");
         let checked = oast_model::pipeline::check::parse("oast.yaml", &with);
         let pipeline = checked.value.expect("valid");
-        let titles: Vec<String> = pipeline.bake.steps.iter().map(|step| step.title()).collect();
-        assert_eq!(titles.iter().filter(|title| title.starts_with("slow-")).count(), 3, "{titles:?}");
+        let titles: Vec<String> = pipeline
+            .bake
+            .steps
+            .iter()
+            .map(|step| step.title())
+            .collect();
+        assert_eq!(
+            titles
+                .iter()
+                .filter(|title| title.starts_with("slow-"))
+                .count(),
+            3,
+            "{titles:?}"
+        );
         assert_eq!(without_slow_steps(&with), before);
     }
 }

@@ -24,7 +24,14 @@ const HEARTBEAT: &str = "500ms";
 /// Distance of the fleet's own port from the first member's, unless it is given.
 const FLEET_PORT_OFFSET: u16 = 637;
 /// Kept from the environment for the daemons.
-const ENV_KEPT: [&str; 6] = ["PATH", "HOME", "LANG", "http_proxy", "https_proxy", "no_proxy"];
+const ENV_KEPT: [&str; 6] = [
+    "PATH",
+    "HOME",
+    "LANG",
+    "http_proxy",
+    "https_proxy",
+    "no_proxy",
+];
 
 /// Where everything is.
 #[derive(Clone, Debug)]
@@ -36,7 +43,9 @@ pub struct Ground {
 
 /// A port that somebody else uses, found before anything was started.
 #[derive(Debug, thiserror::Error)]
-#[error("port {port} on 127.0.0.1 is in use: stop what holds it, or choose others with --port-base")]
+#[error(
+    "port {port} on 127.0.0.1 is in use: stop what holds it, or choose others with --port-base"
+)]
 pub struct PortTaken {
     port: u16,
 }
@@ -44,7 +53,11 @@ pub struct PortTaken {
 impl Ground {
     /// Folders under `root`; ports from `base_port` on.
     pub fn new(root: PathBuf, exe: PathBuf, base_port: u16) -> Ground {
-        Ground { root, exe, base_port }
+        Ground {
+            root,
+            exe,
+            base_port,
+        }
     }
 
     /// The folder with everything.
@@ -75,7 +88,9 @@ impl Ground {
 
     /// Addresses of the members.
     pub fn members(&self) -> Vec<String> {
-        (1..=MEMBERS).map(|id| self.member(id).to_string()).collect()
+        (1..=MEMBERS)
+            .map(|id| self.member(id).to_string())
+            .collect()
     }
 
     fn member(&self, id: u16) -> SocketAddr {
@@ -107,7 +122,9 @@ impl Ground {
         addresses.push(self.fleet());
         for address in addresses {
             if TcpListener::bind(address).is_err() {
-                return Err(PortTaken { port: address.port() });
+                return Err(PortTaken {
+                    port: address.port(),
+                });
             }
         }
         Ok(())
@@ -130,7 +147,10 @@ impl Ground {
             self.write_config(&format!("member-{id}"), &self.member_config(id))?;
         }
         for number in 1..=WORKERS {
-            self.write_config(&format!("worker-{number}"), &self.worker_config(number, counter))?;
+            self.write_config(
+                &format!("worker-{number}"),
+                &self.worker_config(number, counter),
+            )?;
         }
         self.write_config("local-cloud", &self.cloud_config())
     }
@@ -141,7 +161,11 @@ impl Ground {
 
     fn make_token(&self, name: &str) -> anyhow::Result<()> {
         let path = self.token_path(name);
-        let made = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
+        let made = fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path);
         match made {
             Ok(mut file) => file
                 .write_all(random::token().expose().as_bytes())
@@ -154,8 +178,7 @@ impl Ground {
     /// A token that was made by [`Ground::prepare`].
     pub fn token(&self, name: &str) -> anyhow::Result<Secret<String>> {
         let path = self.token_path(name);
-        let text =
-            fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+        let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
         if text.trim().is_empty() {
             bail!("{} is empty: start again with --clean", path.display());
         }
@@ -199,8 +222,11 @@ impl Ground {
     }
 
     fn worker_config(&self, number: u16, counter: SocketAddr) -> String {
-        let coordinators: Vec<String> =
-            self.members().iter().map(|address| format!("\"{address}\"")).collect();
+        let coordinators: Vec<String> = self
+            .members()
+            .iter()
+            .map(|address| format!("\"{address}\""))
+            .collect();
         let denied = coordinators.join(", ");
         format!(
             "name = \"worker-{number}\"\ndata_dir = {}\nstore_dir = {}\ncoordinators = [{denied}]\n\
@@ -231,7 +257,10 @@ impl Ground {
     pub fn processes() -> Vec<String> {
         let members = (1..=MEMBERS).map(|id| format!("member-{id}"));
         let workers = (1..=WORKERS).map(|number| format!("worker-{number}"));
-        members.chain(["local-cloud".to_owned()]).chain(workers).collect()
+        members
+            .chain(["local-cloud".to_owned()])
+            .chain(workers)
+            .collect()
     }
 
     /// Starts every process of the farm.
@@ -253,9 +282,7 @@ impl Ground {
         let env: BTreeMap<String, String> = ENV_KEPT
             .iter()
             .chain(&["OAST_LOG", "TMPDIR"])
-            .filter_map(|name| {
-                Some(((*name).to_owned(), oast_daemon::config::process_env(name)?))
-            })
+            .filter_map(|name| Some(((*name).to_owned(), oast_daemon::config::process_env(name)?)))
             .collect();
         ChildSpec {
             name: name.to_owned(),

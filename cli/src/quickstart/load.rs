@@ -51,11 +51,19 @@ impl Counts {
                 .versions
                 .iter()
                 .map(|(version, count)| {
-                    (version.clone(), count - earlier.versions.get(version).copied().unwrap_or(0))
+                    (
+                        version.clone(),
+                        count - earlier.versions.get(version).copied().unwrap_or(0),
+                    )
                 })
                 .filter(|(_, count)| *count > 0)
                 .collect(),
-            reasons: self.reasons.iter().skip(earlier.reasons.len()).cloned().collect(),
+            reasons: self
+                .reasons
+                .iter()
+                .skip(earlier.reasons.len())
+                .cloned()
+                .collect(),
         }
     }
 }
@@ -72,13 +80,24 @@ pub struct Load {
 
 impl Load {
     /// Begins to ask `address`. Ends with the token.
-    pub fn start(address: SocketAddr, stop: CancellationToken, tasks: &oast_daemon::task::Tasks) -> Load {
-        let load = Load { address, counts: Arc::default(), known: Arc::default(), stop };
+    pub fn start(
+        address: SocketAddr,
+        stop: CancellationToken,
+        tasks: &oast_daemon::task::Tasks,
+    ) -> Load {
+        let load = Load {
+            address,
+            counts: Arc::default(),
+            known: Arc::default(),
+            stop,
+        };
         for _ in 0..ASKERS {
             for keep in [false, true] {
                 let load = load.clone();
                 let kind = oast_daemon::task::TaskKind::BACKGROUND;
-                tasks.spawn("load-client", kind, async move { load.ask_until_stopped(keep).await });
+                tasks.spawn("load-client", kind, async move {
+                    load.ask_until_stopped(keep).await
+                });
             }
         }
         load
@@ -86,12 +105,18 @@ impl Load {
 
     /// A version that the page may name from now on.
     pub fn expect(&self, version: &str) {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(version.to_owned());
+        self.known
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(version.to_owned());
     }
 
     /// What was counted so far.
     pub fn counts(&self) -> Counts {
-        self.counts.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.counts
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     async fn ask_until_stopped(&self, keep: bool) {
@@ -116,16 +141,29 @@ impl Load {
         let mut stream = match kept.take() {
             Some(stream) => stream,
             None => {
-                self.counts.lock().unwrap_or_else(PoisonError::into_inner).connections += 1;
-                TcpStream::connect(self.address).await.map_err(|err| format!("connect: {err}"))?
+                self.counts
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .connections += 1;
+                TcpStream::connect(self.address)
+                    .await
+                    .map_err(|err| format!("connect: {err}"))?
             }
         };
         let wish = if keep { "keep-alive" } else { "close" };
-        let request =
-            format!("GET /version HTTP/1.1\r\nHost: fleet\r\nConnection: {wish}\r\n\r\n");
-        let place = if fresh { "new connection" } else { "kept connection" };
-        stream.write_all(request.as_bytes()).await.map_err(|err| format!("{place}: write: {err}"))?;
-        let answer = read_answer(&mut stream).await.map_err(|err| format!("{place}: {err}"))?;
+        let request = format!("GET /version HTTP/1.1\r\nHost: fleet\r\nConnection: {wish}\r\n\r\n");
+        let place = if fresh {
+            "new connection"
+        } else {
+            "kept connection"
+        };
+        stream
+            .write_all(request.as_bytes())
+            .await
+            .map_err(|err| format!("{place}: write: {err}"))?;
+        let answer = read_answer(&mut stream)
+            .await
+            .map_err(|err| format!("{place}: {err}"))?;
         if answer.status != 200 {
             return Err(format!("{place}: status {}", answer.status));
         }
@@ -172,7 +210,10 @@ pub struct Answer {
 pub async fn read_answer(stream: &mut TcpStream) -> Result<Answer, String> {
     let mut bytes = Vec::with_capacity(1024);
     loop {
-        let read = stream.read_buf(&mut bytes).await.map_err(|err| format!("read: {err}"))?;
+        let read = stream
+            .read_buf(&mut bytes)
+            .await
+            .map_err(|err| format!("read: {err}"))?;
         if let Some(answer) = parse(&bytes)? {
             return Ok(answer);
         }
@@ -199,7 +240,9 @@ fn parse(bytes: &[u8]) -> Result<Option<Answer>, String> {
         .ok_or("no status line")?;
     let (mut length, mut keep) = (None, true);
     for line in lines {
-        let Some((name, value)) = line.split_once(':') else { continue };
+        let Some((name, value)) = line.split_once(':') else {
+            continue;
+        };
         match name.to_ascii_lowercase().as_str() {
             "content-length" => length = value.trim().parse::<usize>().ok(),
             "connection" => keep = !value.trim().eq_ignore_ascii_case("close"),
@@ -207,7 +250,9 @@ fn parse(bytes: &[u8]) -> Result<Option<Answer>, String> {
         }
     }
     let length = length.ok_or("an answer without a length")?;
-    let Some(body) = bytes.get(end + 4..end + 4 + length) else { return Ok(None) };
+    let Some(body) = bytes.get(end + 4..end + 4 + length) else {
+        return Ok(None);
+    };
     let body = String::from_utf8_lossy(body).trim().to_owned();
     Ok(Some(Answer { status, body, keep }))
 }
@@ -223,6 +268,9 @@ mod tests {
             assert!(parse(&text[..cut]).expect("no error").is_none(), "{cut}");
         }
         let answer = parse(text).expect("no error").expect("complete");
-        assert_eq!((answer.status, answer.body.as_str(), answer.keep), (200, "3", false));
+        assert_eq!(
+            (answer.status, answer.body.as_str(), answer.keep),
+            (200, "3", false)
+        );
     }
 }

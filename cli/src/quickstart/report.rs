@@ -53,13 +53,18 @@ struct Line {
 impl Report {
     /// All that must hold does. Seconds are shown and do not decide.
     pub fn good(&self) -> bool {
-        self.lines().iter().filter(|line| !line.timing).all(|line| line.good != Some(false))
+        self.lines()
+            .iter()
+            .filter(|line| !line.timing)
+            .all(|line| line.good != Some(false))
     }
 
     /// Prints the table on standard output.
     pub fn print(&self) {
         let mut table = Table::new();
-        table.load_style(UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
+        table
+            .load_style(UTF8_HORIZONTAL_ONLY)
+            .set_content_arrangement(ContentArrangement::Dynamic);
         table.set_header(["", "measured", "bar", ""]);
         for line in self.lines() {
             let mark = match line.good {
@@ -70,7 +75,11 @@ impl Report {
             table.add_row([line.what, line.measured, line.bar, mark.to_owned()]);
         }
         anstream::println!("\n{table}");
-        for counts in [&self.second_requests, &self.third_requests, &self.fourth_requests] {
+        for counts in [
+            &self.second_requests,
+            &self.third_requests,
+            &self.fourth_requests,
+        ] {
             for reason in &counts.reasons {
                 anstream::println!("failed request: {reason}");
             }
@@ -79,16 +88,30 @@ impl Report {
 
     fn lines(&self) -> Vec<Line> {
         let mut lines = vec![
-            fact("Farm up: 3 members, 2 workers, local cloud", seconds(self.started)),
+            fact(
+                "Farm up: 3 members, 2 workers, local cloud",
+                seconds(self.started),
+            ),
             timing(
                 "Push 1: start to the first served page",
                 self.first.first_page.map(|page| page + self.started),
                 60.0,
             ),
             fact("Push 1: commit to image", seconds(self.first.image_ready)),
-            fact("Push 1: commit to the whole fleet", seconds(self.first.settled)),
-            timing("Push 2: commit to image (only the site's layer)", Some(self.second.image_ready), 2.0),
-            timing("Push 2: commit to all 6 instances, soak 1 s each batch", Some(self.second.settled), 15.0),
+            fact(
+                "Push 1: commit to the whole fleet",
+                seconds(self.first.settled),
+            ),
+            timing(
+                "Push 2: commit to image (only the site's layer)",
+                Some(self.second.image_ready),
+                2.0,
+            ),
+            timing(
+                "Push 2: commit to all 6 instances, soak 1 s each batch",
+                Some(self.second.settled),
+                15.0,
+            ),
             requests("Push 2", &self.second_requests),
             Line {
                 what: "Push 2: requests".into(),
@@ -99,7 +122,10 @@ impl Report {
             },
             Line {
                 what: "Push 3: the broken site".into(),
-                measured: format!("{}, {}", self.third.rollout.phase, self.third.rollout.reason),
+                measured: format!(
+                    "{}, {}",
+                    self.third.rollout.phase, self.third.rollout.reason
+                ),
                 bar: "rolled back by itself".into(),
                 good: Some(self.third.rollout.phase == "rolled_back"),
                 timing: false,
@@ -124,9 +150,15 @@ impl Report {
             requests("Push 4", &self.fourth_requests),
         ];
         for loss in &self.losses {
-            lines.push(fact(&format!("Push 4: lost by SIGKILL of {}", loss.what), seconds(loss.lost)));
+            lines.push(fact(
+                &format!("Push 4: lost by SIGKILL of {}", loss.what),
+                seconds(loss.lost),
+            ));
         }
-        lines.push(fact("Instances were started by", self.boot_notes.join("; ")));
+        lines.push(fact(
+            "Instances were started by",
+            self.boot_notes.join("; "),
+        ));
         lines
     }
 
@@ -137,7 +169,11 @@ impl Report {
             .collect();
         Line {
             what: "Push 4: executions of each finished step, counted outside".into(),
-            measured: counts.iter().map(u32::to_string).collect::<Vec<_>>().join(", "),
+            measured: counts
+                .iter()
+                .map(u32::to_string)
+                .collect::<Vec<_>>()
+                .join(", "),
             bar: "1 each".into(),
             good: Some(counts.iter().all(|count| *count == 1)),
             timing: false,
@@ -148,7 +184,11 @@ impl Report {
         let counts: Vec<u32> = self.replaced.values().copied().collect();
         Line {
             what: "Push 4: replacements of each instance".into(),
-            measured: counts.iter().map(u32::to_string).collect::<Vec<_>>().join(", "),
+            measured: counts
+                .iter()
+                .map(u32::to_string)
+                .collect::<Vec<_>>()
+                .join(", "),
             bar: "1 each".into(),
             good: Some(!counts.is_empty() && counts.iter().all(|count| *count == 1)),
             timing: false,
@@ -157,7 +197,13 @@ impl Report {
 }
 
 fn fact(what: &str, measured: String) -> Line {
-    Line { what: what.into(), measured, bar: String::new(), good: None, timing: true }
+    Line {
+        what: what.into(),
+        measured,
+        bar: String::new(),
+        good: None,
+        timing: true,
+    }
 }
 
 fn timing(what: &str, measured: Option<Duration>, bar: f64) -> Line {

@@ -22,13 +22,18 @@ impl Repository {
         remotes: Vec<String>,
         token: &Secret<String>,
     ) -> anyhow::Result<Repository> {
-        let authorization =
-            Secret::new(format!("Authorization: Bearer {}", token.expose())).into();
-        let repository = Repository { folder: folder.to_owned(), remotes, authorization };
+        let authorization = Secret::new(format!("Authorization: Bearer {}", token.expose())).into();
+        let repository = Repository {
+            folder: folder.to_owned(),
+            remotes,
+            authorization,
+        };
         if !folder.join(".git").exists() {
             std::fs::create_dir_all(folder)
                 .with_context(|| format!("make {}", folder.display()))?;
-            repository.git(&["init", "--quiet", "--initial-branch=main"]).await?;
+            repository
+                .git(&["init", "--quiet", "--initial-branch=main"])
+                .await?;
         }
         Ok(repository)
     }
@@ -41,11 +46,15 @@ impl Repository {
     /// Commits everything and pushes it to whichever member answers. Returns the commit id.
     pub async fn push(&self, message: &str) -> anyhow::Result<String> {
         self.git(&["add", "--all"]).await?;
-        self.git(&["commit", "--quiet", "--allow-empty", "--message", message]).await?;
+        self.git(&["commit", "--quiet", "--allow-empty", "--message", message])
+            .await?;
         let commit = self.git(&["rev-parse", "HEAD"]).await?.trim().to_owned();
         let mut last = None;
         for remote in &self.remotes {
-            match self.git(&["push", "--quiet", remote, "HEAD:refs/heads/main"]).await {
+            match self
+                .git(&["push", "--quiet", remote, "HEAD:refs/heads/main"])
+                .await
+            {
                 Ok(_) => return Ok(commit),
                 Err(err) => last = Some(err),
             }

@@ -80,7 +80,8 @@ pub struct Loss {
 impl Stage {
     /// Push 1: everything is new.
     pub async fn first(&self, version: &str) -> anyhow::Result<Chapter> {
-        self.ui.chapter("Push 1: a Debian image with a web server, from nothing");
+        self.ui
+            .chapter("Push 1: a Debian image with a web server, from nothing");
         example::set_version(self.repository.folder(), version)?;
         self.load.expect(version);
         self.play("Serve the site", version, true).await
@@ -88,7 +89,8 @@ impl Stage {
 
     /// Push 2: the site changes.
     pub async fn second(&self, version: &str) -> anyhow::Result<Chapter> {
-        self.ui.chapter("Push 2: the site changes, the fleet keeps serving");
+        self.ui
+            .chapter("Push 2: the site changes, the fleet keeps serving");
         example::set_version(self.repository.folder(), version)?;
         self.load.expect(version);
         self.play("Change the site", version, true).await
@@ -104,7 +106,8 @@ impl Stage {
 
     /// Push 4: a slow bake and a rollout, while a worker and the leader are killed in each.
     pub async fn fourth(&self, version: &str) -> anyhow::Result<(Chapter, Vec<Loss>)> {
-        self.ui.chapter("Push 4: SIGKILL of a worker and of the leader, mid-bake and mid-rollout");
+        self.ui
+            .chapter("Push 4: SIGKILL of a worker and of the leader, mid-bake and mid-rollout");
         example::set_version(self.repository.folder(), version)?;
         example::mend_page(self.repository.folder())?;
         example::add_slow_steps(self.repository.folder(), self.counter.address(), &self.mark)?;
@@ -120,7 +123,8 @@ impl Stage {
         let clock = SystemClock;
         let pushed = clock.monotonic();
         let commit = self.repository.push(message).await?;
-        self.ui.say(format!("  pushed {}", &commit[..commit.len().min(10)]));
+        self.ui
+            .say(format!("  pushed {}", &commit[..commit.len().min(10)]));
         let mut run = self.run_of(&commit).await?;
         let mut teller = RunTeller::new(&self.ui);
         let mut chapter = Chapter::default();
@@ -146,7 +150,11 @@ impl Stage {
         let (followed, page) = tokio::join!(follow, first_page);
         followed?;
         chapter.first_page = page;
-        let wanted = if good { &chapter.run.version } else { &chapter.rollout.from };
+        let wanted = if good {
+            &chapter.run.version
+        } else {
+            &chapter.rollout.from
+        };
         if good && chapter.run.phase != "succeeded" {
             bail!(
                 "run {} {}: {}\n{}",
@@ -158,7 +166,10 @@ impl Stage {
         }
         self.settled_on(wanted).await?;
         chapter.settled = clock.monotonic() - pushed;
-        self.ui.say(format!("  run {} {}: {}", chapter.run.id, chapter.run.phase, chapter.run.reason));
+        self.ui.say(format!(
+            "  run {} {}: {}",
+            chapter.run.id, chapter.run.phase, chapter.run.reason
+        ));
         Ok(chapter)
     }
 
@@ -179,7 +190,10 @@ impl Stage {
         let clock = SystemClock;
         let end = clock.monotonic() + WAIT;
         while clock.monotonic() < end {
-            let request = ListRunsRequest { page_size: 10, ..ListRunsRequest::default() };
+            let request = ListRunsRequest {
+                page_size: 10,
+                ..ListRunsRequest::default()
+            };
             let list = self
                 .client
                 .call(|member| {
@@ -201,11 +215,19 @@ impl Stage {
         let clock = SystemClock;
         let end = clock.monotonic() + WAIT;
         while clock.monotonic() < end {
-            let request = WatchRunRequest { run: known.id.clone(), after_seq: known.seq };
+            let request = WatchRunRequest {
+                run: known.id.clone(),
+                after_seq: known.seq,
+            };
             // A member that was killed takes its streams along: ask another.
             let next = async {
-                let mut stream =
-                    self.client.member().runs().watch_run(request).await?.into_inner();
+                let mut stream = self
+                    .client
+                    .member()
+                    .runs()
+                    .watch_run(request)
+                    .await?
+                    .into_inner();
                 stream.message().await
             };
             match timeout(&clock, Duration::from_secs(2), next).await {
@@ -218,11 +240,17 @@ impl Stage {
                 Err(_) => {}
             }
         }
-        bail!("run {} made no progress for {WAIT:?}: {}", known.id, known.phase)
+        bail!(
+            "run {} made no progress for {WAIT:?}: {}",
+            known.id,
+            known.phase
+        )
     }
 
     async fn rollout(&self, id: &str) -> anyhow::Result<Rollout> {
-        let request = GetRolloutRequest { rollout: id.to_owned() };
+        let request = GetRolloutRequest {
+            rollout: id.to_owned(),
+        };
         self.client
             .call(|member| {
                 let request = request.clone();
@@ -251,8 +279,11 @@ impl Stage {
 
     /// The open run of the last push with its tasks.
     async fn open_run(&self) -> anyhow::Result<Option<Run>> {
-        let request =
-            ListRunsRequest { page_size: 1, open: true, ..ListRunsRequest::default() };
+        let request = ListRunsRequest {
+            page_size: 1,
+            open: true,
+            ..ListRunsRequest::default()
+        };
         let list = self
             .client
             .call(|member| {
@@ -261,7 +292,9 @@ impl Stage {
             })
             .await
             .context("list the runs")?;
-        let Some(run) = list.runs.into_iter().next() else { return Ok(None) };
+        let Some(run) = list.runs.into_iter().next() else {
+            return Ok(None);
+        };
         let request = oast_proto::v1::GetRunRequest { run: run.id };
         let run = self
             .client
@@ -277,10 +310,16 @@ impl Stage {
     async fn kill_everything(&self) -> anyhow::Result<Vec<Loss>> {
         let mut losses = Vec::new();
         let (worker, token) = self.baking("slow-2", 0).await?;
-        losses.push(self.kill_worker(&worker, "mid-bake", self.baking("slow-2", token)).await?);
+        losses.push(
+            self.kill_worker(&worker, "mid-bake", self.baking("slow-2", token))
+                .await?,
+        );
         losses.push(self.kill_leader("mid-bake", "slow-3").await?);
         let (worker, token) = self.rolling(0, 1).await?;
-        losses.push(self.kill_worker(&worker, "mid-rollout", self.rolling(token, 1)).await?);
+        losses.push(
+            self.kill_worker(&worker, "mid-rollout", self.rolling(token, 1))
+                .await?,
+        );
         let after = self.rolling(0, 3).await?.1;
         losses.push(self.kill_leader_in_rollout(after).await?);
         Ok(losses)
@@ -294,14 +333,22 @@ impl Stage {
         resumed: impl Future<Output = anyhow::Result<(String, u64)>>,
     ) -> anyhow::Result<Loss> {
         let clock = SystemClock;
-        self.ui.say(format!("  ⚡ SIGKILL {worker} {when} (its leases end after {LEASE_TTL} of silence)"));
+        self.ui.say(format!(
+            "  ⚡ SIGKILL {worker} {when} (its leases end after {LEASE_TTL} of silence)"
+        ));
         self.farm.kill(worker, KILL)?;
         let killed = clock.monotonic();
         let (other, _) = resumed.await?;
         let lost = clock.monotonic() - killed;
-        self.ui.say(format!("  {other} goes on after {:.1} s", lost.as_secs_f64()));
+        self.ui.say(format!(
+            "  {other} goes on after {:.1} s",
+            lost.as_secs_f64()
+        ));
         self.farm.restart(worker)?;
-        Ok(Loss { what: format!("worker {worker}, {when}"), lost })
+        Ok(Loss {
+            what: format!("worker {worker}, {when}"),
+            lost,
+        })
     }
 
     async fn kill_leader(&self, when: &str, step: &str) -> anyhow::Result<Loss> {
@@ -318,14 +365,21 @@ impl Stage {
         let clock = SystemClock;
         let leader = self.leader(0).await?;
         let name = format!("member-{leader}");
-        self.ui.say(format!("  ⚡ SIGKILL {name}, the leader, {when}"));
+        self.ui
+            .say(format!("  ⚡ SIGKILL {name}, the leader, {when}"));
         self.farm.kill(&name, KILL)?;
         let killed = clock.monotonic();
         let next = self.leader(leader).await?;
         let lost = clock.monotonic() - killed;
-        self.ui.say(format!("  member-{next} leads after {:.1} s", lost.as_secs_f64()));
+        self.ui.say(format!(
+            "  member-{next} leads after {:.1} s",
+            lost.as_secs_f64()
+        ));
         self.farm.restart(&name)?;
-        Ok(Loss { what: format!("the leader, {when}"), lost })
+        Ok(Loss {
+            what: format!("the leader, {when}"),
+            lost,
+        })
     }
 
     /// Who leads, if it is not `other`.
@@ -400,7 +454,10 @@ fn step_running(run: &Run, title: &str, above: u64) -> Option<(String, u64)> {
     if step.phase != "running" || step.token <= above {
         return None;
     }
-    let attempt = task.attempts.iter().find(|attempt| attempt.token == step.token)?;
+    let attempt = task
+        .attempts
+        .iter()
+        .find(|attempt| attempt.token == step.token)?;
     Some((attempt.worker.clone(), attempt.token))
 }
 
@@ -411,7 +468,9 @@ pub fn follow_fleet(client: &Client, observer: &Observer, tasks: &Tasks) -> watc
     tasks.spawn("fleet-follower", TaskKind::BACKGROUND, async move {
         let clock = SystemClock;
         loop {
-            let request = GetFleetRequest { fleet: FLEET.into() };
+            let request = GetFleetRequest {
+                fleet: FLEET.into(),
+            };
             if let Ok(stream) = client.member().fleets().watch_fleet(request).await {
                 let mut stream = stream.into_inner();
                 while let Ok(Some(fleet)) = stream.message().await {

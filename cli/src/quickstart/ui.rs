@@ -21,7 +21,9 @@ pub struct Ui {
 impl Ui {
     /// Bars when standard error is a terminal.
     pub fn new() -> Ui {
-        Ui { bars: std::io::stderr().is_terminal().then(MultiProgress::new) }
+        Ui {
+            bars: std::io::stderr().is_terminal().then(MultiProgress::new),
+        }
     }
 
     /// A line that stays.
@@ -57,7 +59,9 @@ impl Ui {
     pub fn bar(&self, text: &str, total: u64) -> Waiting {
         let bar = self.bars.as_ref().map(|bars| {
             let bar = bars.add(ProgressBar::new(total));
-            let template = format!("  {{spinner}} {{msg:32}} {{bar:{BAR_WIDTH}}} {{pos}}/{{len}} {{elapsed:.dim}}");
+            let template = format!(
+                "  {{spinner}} {{msg:32}} {{bar:{BAR_WIDTH}}} {{pos}}/{{len}} {{elapsed:.dim}}"
+            );
             bar.set_style(
                 ProgressStyle::with_template(&template).expect("the template is well-formed"),
             );
@@ -110,14 +114,21 @@ pub struct RunTeller {
 impl RunTeller {
     /// A teller of one run.
     pub fn new(ui: &Ui) -> RunTeller {
-        RunTeller { ui: ui.clone(), bar: None, told: BTreeMap::new() }
+        RunTeller {
+            ui: ui.clone(),
+            bar: None,
+            told: BTreeMap::new(),
+        }
     }
 
     /// Tells what is new in a run.
     pub fn run(&mut self, run: &Run) {
         for task in &run.tasks {
             for attempt in &task.attempts {
-                let text = format!("{} on {} under lease {}", task.kind, attempt.worker, attempt.token);
+                let text = format!(
+                    "{} on {} under lease {}",
+                    task.kind, attempt.worker, attempt.token
+                );
                 self.once(&format!("attempt {}", attempt.token), &text);
                 if attempt.ended_at_ms > 0 && attempt.ended != "succeeded" {
                     let text = format!("lease {} ended: {}", attempt.token, attempt.ended);
@@ -146,11 +157,19 @@ impl RunTeller {
     /// Tells what is new in a rollout.
     pub fn rollout(&mut self, rollout: &Rollout) {
         for (place, batch) in rollout.batches.iter().enumerate() {
-            let what = format!("{} batch: {} to {}", batch.kind, batch.instances.join(", "), batch.version);
+            let what = format!(
+                "{} batch: {} to {}",
+                batch.kind,
+                batch.instances.join(", "),
+                batch.version
+            );
             match batch.phase.as_str() {
                 "passed" => self.once(&format!("batch {place}"), &format!("✔ {what}")),
                 "failed" => {
-                    self.once(&format!("batch {place}"), &format!("✖ {what}: {}", batch.reason));
+                    self.once(
+                        &format!("batch {place}"),
+                        &format!("✖ {what}: {}", batch.reason),
+                    );
                 }
                 _ => {}
             }
@@ -178,6 +197,10 @@ fn step_line(step: &Step) -> String {
     if step.cached {
         format!("✔ {} (cached)", step.title)
     } else {
-        format!("✔ {} {:.2} s", step.title, Duration::from_millis(step.took_ms).as_secs_f64())
+        format!(
+            "✔ {} {:.2} s",
+            step.title,
+            Duration::from_millis(step.took_ms).as_secs_f64()
+        )
     }
 }

@@ -45,17 +45,27 @@ impl Observer {
 
     /// The instances with their direct addresses.
     pub fn watch(&self, instances: BTreeMap<String, SocketAddr>) {
-        *self.instances.lock().unwrap_or_else(PoisonError::into_inner) = instances;
+        *self
+            .instances
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = instances;
     }
 
     /// Instances that were ever seen with `version`.
     pub fn with(&self, version: &str) -> Vec<String> {
         let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        seen.iter().filter(|(_, v)| v == version).map(|(name, _)| name.clone()).collect()
+        seen.iter()
+            .filter(|(_, v)| v == version)
+            .map(|(name, _)| name.clone())
+            .collect()
     }
 
     async fn round(&self) {
-        let instances = self.instances.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let instances = self
+            .instances
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
         for (name, address) in instances {
             if let Some(version) = ask(address).await {
                 let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
@@ -71,9 +81,15 @@ async fn ask(address: SocketAddr) -> Option<String> {
         let mut stream = TcpStream::connect(address).await.ok()?;
         let request = b"GET /version HTTP/1.1\r\nHost: instance\r\nConnection: close\r\n\r\n";
         stream.write_all(request).await.ok()?;
-        read_answer(&mut stream).await.ok().filter(|answer| answer.status == 200)
+        read_answer(&mut stream)
+            .await
+            .ok()
+            .filter(|answer| answer.status == 200)
     };
-    timeout(&SystemClock, PATIENCE, asked).await.ok()?.map(|answer| answer.body)
+    timeout(&SystemClock, PATIENCE, asked)
+        .await
+        .ok()?
+        .map(|answer| answer.body)
 }
 
 /// Counts how often each step of the last push ran: the steps themselves tell it at their end,
@@ -88,7 +104,10 @@ impl Counter {
     /// Listens on a loopback port of the kernel's choice.
     pub async fn start(tasks: &Tasks) -> io::Result<Counter> {
         let listener = TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0)).await?;
-        let counter = Counter { address: listener.local_addr()?, counts: Arc::default() };
+        let counter = Counter {
+            address: listener.local_addr()?,
+            counts: Arc::default(),
+        };
         let (own, spawner) = (counter.clone(), tasks.clone());
         tasks.spawn("counter", TaskKind::BACKGROUND, async move {
             // Ends with the process: a listener on loopback does not fail by itself.
@@ -109,7 +128,10 @@ impl Counter {
 
     /// How often each step ran.
     pub fn counts(&self) -> BTreeMap<String, u32> {
-        self.counts.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.counts
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     async fn answer(&self, mut stream: TcpStream) {
@@ -121,7 +143,10 @@ impl Counter {
             }
         }
         let line = String::from_utf8_lossy(&bytes);
-        let step = line.split(' ').nth(1).map(|path| path.trim_start_matches('/').to_owned());
+        let step = line
+            .split(' ')
+            .nth(1)
+            .map(|path| path.trim_start_matches('/').to_owned());
         if let Some(step) = step {
             let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
             *counts.entry(step).or_default() += 1;

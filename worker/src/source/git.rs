@@ -18,6 +18,7 @@ use oast_daemon::clock::SharedClock;
 use oast_daemon::secret::redact;
 use oast_daemon::task::Tasks;
 use oast_daemon::telemetry::chain;
+use oast_model::names;
 use oast_model::task::Origin;
 use rustix::fs::{FlockOperation, flock};
 
@@ -35,12 +36,19 @@ const LISTING_MAX: usize = 256 << 20;
 /// Time for commands that touch only this disk.
 const LOCAL_TIMEOUT: Duration = Duration::from_secs(120);
 
+/// How the url of a repository that the farm serves itself begins.
+const HOSTED: &str = "farm:";
+/// Where the members keep those, in the artifact store's folder (their `git_dir`).
+const HOSTED_FOLDER: &str = "git";
+
 /// Fetches commits into a folder of caches.
 #[derive(Debug)]
 pub struct Git {
     config: SourceConfig,
     /// Holds a bare repository per remote, and the home folder of the git processes.
     folder: Utf8PathBuf,
+    /// Holds the repositories that the farm serves itself.
+    hosted: Utf8PathBuf,
     store: ArtifactStore,
     tasks: Tasks,
     clock: SharedClock,
@@ -103,6 +111,7 @@ impl Git {
         Ok(Git {
             config,
             folder,
+            hosted: store.root().join(HOSTED_FOLDER),
             store,
             tasks,
             clock,
@@ -138,10 +147,11 @@ impl Git {
         };
         let before = before.as_deref().filter(|before| is_object_id(before));
         let cache = self.cache(url, attempt).await?;
+        let place = self.place(url);
         let fetch = Fetch {
             git: self,
             cache: &cache,
-            url,
+            url: &place,
             branch,
             secret: secret.as_ref(),
             attempt,
@@ -159,6 +169,17 @@ impl Git {
             author,
             changed,
         })
+    }
+
+    /// Where a remote is read: repositories that the farm serves itself (`farm:NAME`) lie in a
+    /// folder that workers share with the members.
+    fn place(&self, url: &str) -> String {
+        match url.strip_prefix(HOSTED) {
+            Some(name) if names::check(name).is_ok() => {
+                self.hosted.join(format!("{name}.git")).into_string()
+            }
+            _ => url.to_owned(),
+        }
     }
 
     /// Opens and locks the cache of a remote. Tasks of one remote go one after the other.
@@ -297,6 +318,9 @@ impl Fetch<'_> {
         ]);
         process.args(options.iter().copied());
         process.args(["--", self.url, what]);
+        if self.url.starts_with(self.git.hosted.as_str()) {
+            process.env("GIT_ALLOW_PROTOCOL", "file");
+        }
         if let Some(secret) = self.secret {
             secret.give(&mut process, &self.git.folder)?;
         }
