@@ -20,6 +20,8 @@ mod resources;
 mod runs;
 pub mod sight;
 pub mod status;
+#[cfg(test)]
+pub(crate) mod tests;
 
 mod upload;
 
@@ -144,6 +146,8 @@ impl Api {
 pub fn router(parts: Parts) -> Router {
     let api = Api::new(parts);
     services(&api)
+        .merge(crate::webhook::routes(api.clone()))
+        .merge(crate::web::routes(api))
 }
 
 /// The gRPC services behind authentication, and reflection in both versions.

@@ -11,5 +11,7 @@ pub mod leader;
 mod run;
 pub mod secrets;
 pub mod store;
+pub mod web;
+pub mod webhook;
 
 pub use run::{RunError, run};

@@ -33,6 +33,15 @@ pub struct Caller {
 }
 
 impl Caller {
+    /// A caller that is known without a request.
+    pub fn of(principal: Principal, token: Secret<String>) -> Caller {
+        Caller {
+            principal,
+            token,
+            forwarded: false,
+        }
+    }
+
     /// Whether they may do this.
     ///
     /// # Errors

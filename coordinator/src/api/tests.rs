@@ -1,0 +1,383 @@
+//! The API over a real member: consensus, ledger and stores on a disk, calls over a real port.
+
+mod logs;
+mod resources;
+mod runs;
+mod watch;
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use camino::Utf8Path;
+use oast_artifacts::ArtifactStore;
+use oast_daemon::clock::SystemClock;
+use oast_daemon::metrics::Metrics;
+use oast_daemon::secret::Secret;
+use oast_daemon::serve::{Limits, Port, Serving};
+use oast_daemon::task::Tasks;
+use oast_model::fleet::Observation;
+use oast_model::ledger::{Answer, Command, Request};
+use oast_model::names::FleetName;
+use oast_model::principal::Principal;
+use oast_model::schedule::Session;
+use oast_proto::v1;
+use oast_proto::v1::fleets_client::FleetsClient;
+use oast_proto::v1::operator_client::OperatorClient;
+use oast_proto::v1::resources_client::ResourcesClient;
+use oast_proto::v1::runs_client::RunsClient;
+use tokio_util::sync::CancellationToken;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+use tonic_types::StatusExt;
+
+use super::sight::{LeaderSight, WorkerSight};
+use super::{Parts, auth};
+use crate::archive::Archive;
+use crate::consensus::driver::{self, Running, Setup};
+use crate::consensus::halt::Halt;
+use crate::consensus::handle::Handle;
+use crate::consensus::ledger::LedgerMachine;
+use crate::consensus::open::{Membership, StoreOptions};
+use crate::consensus::options::Options;
+use crate::consensus::replica::Role;
+use crate::consensus::transport::memory::MemoryNetwork;
+use crate::farm::Farm;
+use crate::secrets::Secrets;
+
+/// Longer than anything here takes on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// What the farm's first administrator shows.
+pub(crate) const ADMIN: &str = "oast_admin";
+const WORKER: &str = "oast_worker";
+const BOOTSTRAP: &str = "bootstrap secret";
+
+/// A leader's memory that a test writes.
+#[derive(Debug, Default)]
+pub(crate) struct Eye {
+    pub(crate) seen: Mutex<Option<Observation>>,
+}
+
+impl LeaderSight for Eye {
+    fn workers(&self) -> Vec<WorkerSight> {
+        Vec::new()
+    }
+
+    fn observation(&self, _fleet: &FleetName) -> Option<Observation> {
+        self.seen.lock().unwrap().clone()
+    }
+
+    fn note(&self, _fleet: &FleetName) -> Option<String> {
+        None
+    }
+
+    fn sessions(&self) -> Vec<Session> {
+        Vec::new()
+    }
+}
+
+/// One member with its port.
+pub(crate) struct Member {
+    pub(crate) farm: Farm,
+    pub(crate) address: SocketAddr,
+    pub(crate) artifacts: ArtifactStore,
+    pub(crate) eye: Arc<Eye>,
+    pub(crate) folder: tempfile::TempDir,
+    channel: Channel,
+    handle: Handle<LedgerMachine>,
+    running: Option<Running>,
+    shutdown: CancellationToken,
+}
+
+/// Puts a token into every call.
+#[derive(Clone)]
+pub(crate) struct Shown(String);
+
+impl tonic::service::Interceptor for Shown {
+    fn call(&mut self, mut request: tonic::Request<()>) -> Result<tonic::Request<()>, Status> {
+        if !self.0.is_empty() {
+            let value = format!("Bearer {}", self.0).parse().unwrap();
+            request.metadata_mut().insert("authorization", value);
+        }
+        Ok(request)
+    }
+}
+
+type Authenticated = InterceptedService<Channel, Shown>;
+
+impl Member {
+    /// A member that leads, not initialised yet.
+    pub(crate) async fn bare() -> Member {
+        let folder = tempfile::tempdir().unwrap();
+        let clock = SystemClock::shared();
+        let setup = Setup {
+            directory: folder.path().join("member"),
+            membership: Membership {
+                cluster: "test".to_owned(),
+                member: 1,
+                initial: [1].into(),
+            },
+            options: Options {
+                tick: Duration::from_millis(10),
+                ..Options::default()
+            },
+            stores: StoreOptions::default(),
+            clock: clock.clone(),
+            halt: Halt::report(|reason| panic!("the member stopped: {reason}")),
+        };
+        let open = driver::open::<LedgerMachine>(setup).unwrap();
+        let handle = open.handle();
+        let network = MemoryNetwork::new(1);
+        network.join(handle.clone());
+        let running = open.start(network).unwrap();
+        let mut status = handle.status();
+        tokio::time::timeout(PATIENCE, status.wait_for(|s| s.role == Role::Leader))
+            .await
+            .expect("a single voter leads soon")
+            .unwrap();
+        let shutdown = CancellationToken::new();
+        let tasks = Tasks::new(clock.clone(), shutdown.clone());
+        let farm = Farm::new(handle.clone(), [].into(), "peers", clock.clone());
+        let root = Utf8Path::from_path(folder.path()).unwrap();
+        let artifacts = ArtifactStore::open(&root.join("store")).unwrap();
+        let eye = Arc::new(Eye::default());
+        let port = Port::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = port.address();
+        let router = super::router(Parts {
+            farm: farm.clone(),
+            archive: Archive::new(handle.clone()),
+            artifacts: artifacts.clone(),
+            secrets: Secrets::open(&folder.path().join("secrets")).unwrap(),
+            sight: eye.clone(),
+            tasks: tasks.clone(),
+            peer_token: Secret::new(BOOTSTRAP.to_owned()),
+            git_dir: folder.path().join("git"),
+            address: format!("http://{address}"),
+        });
+        let serving = Serving {
+            limits: Limits::default(),
+            clock,
+            tasks,
+            metrics: Metrics::new(),
+        };
+        let _accept = port.serve(router, &serving).unwrap();
+        let channel = Channel::from_shared(format!("http://{address}")).unwrap();
+        Member {
+            farm,
+            address,
+            artifacts,
+            eye,
+            channel: channel.connect_lazy(),
+            folder,
+            handle,
+            running: Some(running),
+            shutdown,
+        }
+    }
+
+    /// A farm with the team `payments` and the repository `web`.
+    pub(crate) async fn start() -> Member {
+        let member = Member::bare().await;
+        member.init(BOOTSTRAP).await.unwrap();
+        member.apply(TEAM).await.unwrap();
+        member.apply(REPOSITORY).await.unwrap();
+        member
+    }
+
+    async fn init(&self, bootstrap: &str) -> Result<v1::Identity, Status> {
+        let asked = v1::InitFarmRequest {
+            name: "test".into(),
+            bootstrap: bootstrap.into(),
+            admin_hash: auth::hash(ADMIN),
+            worker_hash: auth::hash(WORKER),
+        };
+        let answer = self.operator("").init_farm(asked).await?;
+        Ok(answer.into_inner())
+    }
+
+    pub(crate) async fn apply(&self, document: &str) -> Result<v1::ApplyResourceResponse, Status> {
+        self.apply_as(ADMIN, document, -1, false).await
+    }
+
+    async fn apply_as(
+        &self,
+        token: &str,
+        document: &str,
+        expected_revision: i64,
+        validate_only: bool,
+    ) -> Result<v1::ApplyResourceResponse, Status> {
+        let asked = v1::ApplyResourceRequest {
+            document: document.into(),
+            expected_revision,
+            validate_only,
+            ..v1::ApplyResourceRequest::default()
+        };
+        let answer = self.resources(token).apply_resource(asked).await?;
+        Ok(answer.into_inner())
+    }
+
+    /// A new token's value.
+    async fn token(&self, name: &str, role: &str, team: &str) -> String {
+        let asked = v1::CreateTokenRequest {
+            name: name.into(),
+            role: role.into(),
+            team: team.into(),
+            ..v1::CreateTokenRequest::default()
+        };
+        let answer = self.operator(ADMIN).create_token(asked).await.unwrap();
+        answer.into_inner().token
+    }
+
+    /// Writes as the leader.
+    pub(crate) async fn lead(&self, command: Command) -> Answer {
+        let request = Request {
+            principal: Principal::farm(),
+            request_id: None,
+            command,
+        };
+        self.farm.write(&request).await.unwrap().answer
+    }
+
+    /// Lets the poller see a commit on `main`.
+    pub(crate) async fn see(&self, commit: char) -> Answer {
+        let commit = commit.to_string().repeat(40);
+        let refs = [("main".to_owned(), commit)].into();
+        let repository = "web".parse().unwrap();
+        self.lead(Command::ObserveRefs { repository, refs }).await
+    }
+
+    pub(crate) fn runs(&self, token: &str) -> RunsClient<Authenticated> {
+        RunsClient::with_interceptor(self.channel.clone(), Shown(token.into()))
+    }
+
+    fn resources(&self, token: &str) -> ResourcesClient<Authenticated> {
+        ResourcesClient::with_interceptor(self.channel.clone(), Shown(token.into()))
+    }
+
+    fn operator(&self, token: &str) -> OperatorClient<Authenticated> {
+        OperatorClient::with_interceptor(self.channel.clone(), Shown(token.into()))
+    }
+
+    fn fleets(&self, token: &str) -> FleetsClient<Authenticated> {
+        FleetsClient::with_interceptor(self.channel.clone(), Shown(token.into()))
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        self.shutdown.cancel();
+        self.handle.stop();
+        if let Some(running) = self.running.take() {
+            running.join();
+        }
+    }
+}
+
+pub(crate) const TEAM: &str =
+    "apiVersion: oast/v1\nkind: Team\nname: payments\nspec: { description: pays }\n";
+pub(crate) const REPOSITORY: &str = "apiVersion: oast/v1\nkind: Repository\nname: web\nspec: { team: payments, url: 'https://git.invalid/web.git', branches: [main, 'release/*'], webhookSecret: { secret: hook } }\n";
+pub(crate) const FLEET: &str = "apiVersion: oast/v1\nkind: Fleet\nname: web-prod\nspec:\n  team: payments\n  provider: local\n  sets: [ { name: a, count: 3 } ]\n  listen: 127.0.0.1:8080\n  serve: { port: 80 }\n  health: { http: { port: 80 } }\n  channel: { image: web, channel: candidate }\n";
+
+/// The code and the stable reason of a refusal.
+fn refusal<T: std::fmt::Debug>(result: Result<T, Status>) -> (Code, String) {
+    let status = result.expect_err("this must be refused");
+    let details = status.get_error_details();
+    let reason = details.error_info().map(|info| info.reason.clone());
+    (status.code(), reason.unwrap_or_default())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_farm_begins_once_and_only_with_the_bootstrap_secret() {
+    let member = Member::bare().await;
+    let who = v1::WhoAmIRequest {};
+    assert_eq!(
+        refusal(member.operator(ADMIN).who_am_i(who).await).0,
+        Code::Unauthenticated
+    );
+    assert_eq!(
+        refusal(member.init("guess").await),
+        (Code::PermissionDenied, "BOOTSTRAP".into())
+    );
+    let admin = member.init(BOOTSTRAP).await.unwrap();
+    assert_eq!(
+        (admin.role.as_str(), admin.farm.as_str()),
+        ("admin", "test")
+    );
+    // A repeat with the same values is the same farm, another name is not.
+    member.init(BOOTSTRAP).await.unwrap();
+    let asked = v1::InitFarmRequest {
+        name: "other".into(),
+        bootstrap: BOOTSTRAP.into(),
+        admin_hash: auth::hash("x"),
+        worker_hash: auth::hash("y"),
+    };
+    assert_eq!(
+        refusal(member.operator("").init_farm(asked).await),
+        (Code::FailedPrecondition, "WRONG_STATE".into())
+    );
+    let identity = member.operator(ADMIN).who_am_i(v1::WhoAmIRequest {}).await;
+    assert_eq!(identity.unwrap().into_inner().name, "admin");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_may_what_its_role_and_team_allow_and_nothing_after_it_is_revoked() {
+    let member = Member::start().await;
+    member
+        .apply("apiVersion: oast/v1\nkind: Team\nname: ads\nspec: {}\n")
+        .await
+        .unwrap();
+    member.see('a').await;
+    let viewer = member.token("vera", "viewer", "payments").await;
+    let operator = member.token("olga", "operator", "payments").await;
+    let foreign = member.token("fred", "operator", "ads").await;
+    let submit = || v1::SubmitRunRequest {
+        repository: "web".into(),
+        branch: "main".into(),
+        ..v1::SubmitRunRequest::default()
+    };
+    let denied = (Code::PermissionDenied, "DENIED".to_owned());
+    let missing = (Code::NotFound, "NOT_FOUND".to_owned());
+    assert_eq!(
+        refusal(member.runs(&viewer).submit_run(submit()).await),
+        denied
+    );
+    // What belongs to another team does not even exist.
+    assert_eq!(
+        refusal(member.runs(&foreign).submit_run(submit()).await),
+        missing
+    );
+    assert_eq!(
+        refusal(member.runs(WORKER).submit_run(submit()).await),
+        denied
+    );
+    let run = member.runs(&operator).submit_run(submit()).await.unwrap();
+    let run = run.into_inner().id;
+    let asked = v1::GetRunRequest { run };
+    assert!(member.runs(&viewer).get_run(asked.clone()).await.is_ok());
+    assert_eq!(refusal(member.runs(&foreign).get_run(asked).await), missing);
+    let list = v1::ListRunsRequest::default();
+    let seen = member.runs(&foreign).list_runs(list).await.unwrap();
+    assert!(seen.into_inner().runs.is_empty());
+    let secret = v1::SetSecretRequest {
+        team: "payments".into(),
+        name: "hook".into(),
+        value: b"x".to_vec().into(),
+        ..v1::SetSecretRequest::default()
+    };
+    assert_eq!(
+        refusal(member.resources(&operator).set_secret(secret).await),
+        denied
+    );
+    assert!(!member.folder.path().join("secrets/payments/hook").exists());
+
+    let revoke = v1::RevokeTokenRequest {
+        name: "vera".into(),
+    };
+    member.operator(ADMIN).revoke_token(revoke).await.unwrap();
+    let who = member
+        .operator(&viewer)
+        .who_am_i(v1::WhoAmIRequest {})
+        .await;
+    assert_eq!(refusal(who).0, Code::Unauthenticated);
+}
