@@ -393,4 +393,4 @@ fn count(handle: &Handle, process: &Process) {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -107,6 +107,20 @@ pub struct Attempt {
 }
 
 impl Attempt {
+    /// An attempt that no runner has begun.
+    #[cfg(test)]
+    pub(crate) fn alone(task: TaskId, lease: Lease, log: TaskLog) -> Attempt {
+        Attempt {
+            task,
+            lease,
+            number: 1,
+            team: "shop".to_owned(),
+            log,
+            secrets: Arc::default(),
+            outbox: Arc::default(),
+        }
+    }
+
     /// Queues a report under this lease.
     pub async fn report(&self, report: &Report) {
         self.outbox.push(self.lease.token, report).await;

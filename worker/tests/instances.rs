@@ -32,12 +32,13 @@ use oast_daemon::health::Health;
 use oast_daemon::metrics::Metrics;
 use oast_daemon::secret::Secret;
 use oast_daemon::task::Tasks;
+use oast_worker::Process;
 use oast_worker::bake::layer::{PackOptions, pack};
 use oast_worker::bake::manifest;
 use oast_worker::local_cloud::instance::{Options, Sandboxes};
 use oast_worker::local_cloud::layers::{PlainFolders, StoreLayers};
 use oast_worker::local_cloud::runtime::{LayerSource, Runtime};
-use oast_worker::local_cloud::{self, BootPolicy, LocalCloudConfig, Process, Running};
+use oast_worker::local_cloud::{self, BootPolicy, LocalCloudConfig, Running};
 use oast_worker::provider::local::LocalProvider;
 use oast_worker::provider::{
     FleetObservation, HealthCheck, ImageRef, InstanceObservation, Phase, Provider, SetSpec, Target,

@@ -9,7 +9,10 @@ use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
 use oast_daemon::clock::{SystemClock, timeout};
+use oast_daemon::health::Health;
+use oast_daemon::metrics::Metrics;
 use oast_daemon::secret::Secret;
+use oast_daemon::task::Tasks;
 
 use super::*;
 use crate::provider::conformance::{self, Setup};
@@ -19,21 +22,21 @@ use crate::provider::{
     Provider, SetSpec, Target,
 };
 
-mod fake;
+pub(crate) mod fake;
 
 use fake::Fake;
 
 const TOKEN: &str = "correct-horse-battery";
 const PATIENCE: Duration = Duration::from_secs(30);
 
-struct Farm {
+pub(crate) struct Farm {
     cloud: Running,
-    process: Process,
-    fake: Fake,
-    provider: LocalProvider,
+    pub(crate) process: Process,
+    pub(crate) fake: Fake,
+    pub(crate) provider: LocalProvider,
 }
 
-async fn farm(dir: &Utf8PathBuf) -> Farm {
+pub(crate) async fn farm(dir: &Utf8PathBuf) -> Farm {
     let clock = SystemClock::shared();
     let tasks = Tasks::new(clock.clone(), CancellationToken::new());
     let process = Process {
@@ -71,7 +74,7 @@ async fn farm(dir: &Utf8PathBuf) -> Farm {
 
 impl Farm {
     /// Ends the process's tasks as its death does, and waits until the lock is free.
-    async fn end(self) {
+    pub(crate) async fn end(self) {
         self.process.tasks.cancelled().cancel();
         self.process.tasks.finish(PATIENCE).await.unwrap();
         self.cloud.ended().await;
@@ -107,7 +110,7 @@ impl Farm {
     }
 }
 
-fn dir() -> (tempfile::TempDir, Utf8PathBuf) {
+pub(crate) fn dir() -> (tempfile::TempDir, Utf8PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let path = Utf8PathBuf::from_path_buf(dir.path().to_owned()).unwrap();
     (dir, path)
