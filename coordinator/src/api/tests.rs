@@ -239,6 +239,17 @@ impl Member {
         self.farm.write(&request).await.unwrap().answer
     }
 
+    /// Sets a secret of `payments`.
+    pub(crate) async fn secret(&self, name: &str, value: &[u8]) {
+        let asked = v1::SetSecretRequest {
+            team: "payments".into(),
+            name: name.into(),
+            value: value.to_vec().into(),
+            ..v1::SetSecretRequest::default()
+        };
+        self.resources(ADMIN).set_secret(asked).await.unwrap();
+    }
+
     /// Lets the poller see a commit on `main`.
     pub(crate) async fn see(&self, commit: char) -> Answer {
         let commit = commit.to_string().repeat(40);
@@ -380,4 +391,39 @@ async fn a_token_may_what_its_role_and_team_allow_and_nothing_after_it_is_revoke
         .who_am_i(v1::WhoAmIRequest {})
         .await;
     assert_eq!(refusal(who).0, Code::Unauthenticated);
+}
+
+/// One HTTP/1.1 request; the answer's status and its text, for pages with the head.
+pub(crate) async fn http(
+    member: &Member,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &str,
+) -> (u16, String) {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let mut head = format!("{method} {path} HTTP/1.1\r\nconnection: close\r\n");
+    if !headers.iter().any(|(name, _)| *name == "host") {
+        head += &format!("host: {}\r\n", member.address);
+    }
+    for (name, value) in headers {
+        head += &format!("{name}: {value}\r\n");
+    }
+    head += &format!("content-length: {}\r\n\r\n{body}", body.len());
+    let mut stream = tokio::net::TcpStream::connect(member.address)
+        .await
+        .unwrap();
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.unwrap();
+    let answer = String::from_utf8(answer).unwrap();
+    let code = answer.split(' ').nth(1).unwrap().parse().unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    // Small plain answers are compared whole.
+    let text = if method == "GET" {
+        format!("{head}\n{body}")
+    } else {
+        body.to_owned()
+    };
+    (code, text)
 }
