@@ -67,6 +67,9 @@ struct Hook {
     slots: Arc<Semaphore>,
 }
 
+/// An answer: a code and one line.
+type Said = (StatusCode, String);
+
 /// The endpoint.
 pub fn routes(api: Api) -> Router {
     let slots = Arc::new(Semaphore::new(AT_ONCE));
@@ -82,17 +85,12 @@ async fn github(
     body: Body,
 ) -> Response {
     match hook.deliver(&name, &headers, body).await {
-        Ok(answer) | Err(answer) => answer,
+        Ok(answer) | Err(answer) => answer.into_response(),
     }
 }
 
 impl Hook {
-    async fn deliver(
-        &self,
-        name: &str,
-        headers: &HeaderMap,
-        body: Body,
-    ) -> Result<Response, Response> {
+    async fn deliver(&self, name: &str, headers: &HeaderMap, body: Body) -> Result<Said, Said> {
         let busy = |_| {
             let why = "too many deliveries at once: deliver it again";
             say(StatusCode::SERVICE_UNAVAILABLE, why)
@@ -134,7 +132,7 @@ impl Hook {
         }
     }
 
-    fn repository(&self, name: &str) -> Result<Repository, Response> {
+    fn repository(&self, name: &str) -> Result<Repository, Said> {
         let known = name.parse::<RepositoryName>().ok().and_then(|name| {
             let view = self.api.farm.view();
             view.repositories().get(&name).map(|r| r.spec.clone())
@@ -148,7 +146,7 @@ impl Hook {
     async fn key(
         &self,
         repository: &Repository,
-    ) -> Result<oast_daemon::secret::Secret<Vec<u8>>, Response> {
+    ) -> Result<oast_daemon::secret::Secret<Vec<u8>>, Said> {
         let Some(reference) = repository.webhook_secret.clone() else {
             let why = format!(
                 "repository `{}` takes no webhooks: it has no `webhookSecret`",
@@ -188,7 +186,7 @@ impl Hook {
         branch: String,
         commit: String,
         delivery: &str,
-    ) -> Result<Response, Response> {
+    ) -> Result<Said, Said> {
         let request = Request {
             principal: Principal::farm(),
             request_id: Some(format!("github:{}:{delivery}", repository.name)),
@@ -265,7 +263,7 @@ fn trimmed(key: &oast_daemon::secret::Secret<Vec<u8>>) -> &[u8] {
     key
 }
 
-fn text<'h>(headers: &'h HeaderMap, name: &str) -> Result<&'h str, Response> {
+fn text<'h>(headers: &'h HeaderMap, name: &str) -> Result<&'h str, Said> {
     let value = headers.get(name).and_then(|value| value.to_str().ok());
     value.ok_or_else(|| {
         let why = format!("the header {name} is missing");
@@ -273,14 +271,14 @@ fn text<'h>(headers: &'h HeaderMap, name: &str) -> Result<&'h str, Response> {
     })
 }
 
-fn unsigned() -> Response {
+fn unsigned() -> Said {
     let why =
         "the payload is not signed with this repository's webhook secret (X-Hub-Signature-256)";
     say(StatusCode::UNAUTHORIZED, why)
 }
 
-fn say(code: StatusCode, why: impl Into<String>) -> Response {
+fn say(code: StatusCode, why: impl Into<String>) -> Said {
     let mut line = why.into();
     line.push('\n');
-    (code, line).into_response()
+    (code, line)
 }

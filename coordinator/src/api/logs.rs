@@ -4,6 +4,7 @@
 //! sent in the order of time; a segment that has more to come holds later lines of the others
 //! back until it was read further, as long as that more is already written.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -74,9 +75,9 @@ impl Api {
                 // The state first: what was written before the run ended is then found.
                 let (attempts, over) = api.attempts(run, only)?;
                 for key in attempts {
-                    if !segments.contains_key(&key) {
+                    if let Entry::Vacant(place) = segments.entry(key) {
                         let offset = after.get(&key).copied().unwrap_or(0);
-                        segments.insert(key, api.segment(run, key, offset)?);
+                        place.insert(api.segment(run, key, offset)?);
                     }
                 }
                 let read = api.blocking("read-logs", move || {

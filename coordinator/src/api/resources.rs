@@ -29,10 +29,8 @@ impl Resources for Api {
         let wanted = read(&asked.document)?;
         let farm_wide = matches!(wanted, Resource::Team(_));
         caller.may(Verb::Manage, (!farm_wide).then(|| wanted.team()))?;
-        let expected = match u64::try_from(asked.expected_revision) {
-            Ok(revision) => Some(revision),
-            Err(_) => None,
-        };
+        // Negative: any.
+        let expected = u64::try_from(asked.expected_revision).ok();
         let view = self.farm.read().await?;
         let (kind, name) = (wanted.kind(), wanted.name().to_owned());
         let before = stored(&view, kind, &name);

@@ -153,7 +153,10 @@ impl Runs for Api {
                 loop {
                     changes.mark_unchanged();
                     let (found, queued) = api.run_seen(id, &caller).await?;
-                    let why = queued.then(|| reasons(&found)).unwrap_or_default();
+                    let why = match queued {
+                        true => reasons(&found),
+                        false => String::new(),
+                    };
                     let ended = found.ended;
                     if found.seq > sent || (found.seq == sent && why != waiting) {
                         sent = found.seq;

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use camino::Utf8Path;
 use oast_artifacts::ArtifactStore;
-use oast_daemon::clock::SystemClock;
+use oast_daemon::clock::{SystemClock, timeout};
 use oast_daemon::metrics::Metrics;
 use oast_daemon::secret::Secret;
 use oast_daemon::serve::{Limits, Port, Serving};
@@ -132,10 +132,14 @@ impl Member {
         network.join(handle.clone());
         let running = open.start(network).unwrap();
         let mut status = handle.status();
-        tokio::time::timeout(PATIENCE, status.wait_for(|s| s.role == Role::Leader))
-            .await
-            .expect("a single voter leads soon")
-            .unwrap();
+        timeout(
+            &*clock,
+            PATIENCE,
+            status.wait_for(|s| s.role == Role::Leader),
+        )
+        .await
+        .expect("a single voter leads soon")
+        .unwrap();
         let shutdown = CancellationToken::new();
         let tasks = Tasks::new(clock.clone(), shutdown.clone());
         let farm = Farm::new(handle.clone(), [].into(), "peers", clock.clone());
@@ -401,15 +405,16 @@ pub(crate) async fn http(
     headers: &[(&str, &str)],
     body: &str,
 ) -> (u16, String) {
+    use std::fmt::Write as _;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let mut head = format!("{method} {path} HTTP/1.1\r\nconnection: close\r\n");
     if !headers.iter().any(|(name, _)| *name == "host") {
-        head += &format!("host: {}\r\n", member.address);
+        let _ = write!(head, "host: {}\r\n", member.address);
     }
     for (name, value) in headers {
-        head += &format!("{name}: {value}\r\n");
+        let _ = write!(head, "{name}: {value}\r\n");
     }
-    head += &format!("content-length: {}\r\n\r\n{body}", body.len());
+    let _ = write!(head, "content-length: {}\r\n\r\n{body}", body.len());
     let mut stream = tokio::net::TcpStream::connect(member.address)
         .await
         .unwrap();
