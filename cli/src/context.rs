@@ -57,10 +57,14 @@ impl Connect {
         Ok(Client::new(&entry.addresses, token.as_ref())?)
     }
 
+    /// The team that the flag or the environment names, without the context's own.
+    pub fn said_team(&self) -> Option<String> {
+        self.team.clone().or_else(|| process_env("OAST_TEAM")).filter(|team| !team.is_empty())
+    }
+
     /// The team to act for, if one is said anywhere.
     pub fn team(&self) -> anyhow::Result<Option<String>> {
-        let said = self.team.clone().or_else(|| process_env("OAST_TEAM"));
-        Ok(match said {
+        Ok(match self.said_team() {
             Some(team) => Some(team),
             None => self.entry()?.team,
         })
@@ -119,7 +123,49 @@ pub fn remember(
     write(&path, &file)
 }
 
-fn path() -> anyhow::Result<PathBuf> {
+/// A farm as it is kept, without its token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Known {
+    /// Its name here.
+    pub name: String,
+    /// Whether commands talk to it.
+    pub current: bool,
+    /// Its members.
+    pub addresses: Vec<String>,
+    /// Team to act for.
+    pub team: Option<String>,
+    /// Whether a token is kept with it.
+    pub has_token: bool,
+}
+
+/// Every farm that is kept, by name.
+pub fn known() -> anyhow::Result<Vec<Known>> {
+    let file = read(&path()?)?;
+    let current = process_env("OAST_CONTEXT").or(file.current);
+    let all = file.contexts.into_iter().map(|(name, entry)| Known {
+        current: current.as_ref() == Some(&name),
+        name,
+        addresses: entry.addresses,
+        team: entry.team,
+        has_token: entry.token.is_some(),
+    });
+    Ok(all.collect())
+}
+
+/// Makes a kept farm the current one. False when there is none of that name.
+pub fn select(name: &str) -> anyhow::Result<bool> {
+    let path = path()?;
+    let mut file = read(&path)?;
+    if !file.contexts.contains_key(name) {
+        return Ok(false);
+    }
+    file.current = Some(name.to_owned());
+    write(&path, &file)?;
+    Ok(true)
+}
+
+/// Where contexts are kept.
+pub fn path() -> anyhow::Result<PathBuf> {
     if let Some(folder) = process_env("XDG_CONFIG_HOME").filter(|folder| !folder.is_empty()) {
         return Ok(Path::new(&folder).join("oast/config.toml"));
     }

@@ -117,7 +117,7 @@ fn check(path: &Path) -> Report {
 }
 
 /// Reads a file that is a text of bounded size; what is larger is left to the parser to refuse.
-fn read(path: &Path) -> std::io::Result<String> {
+pub fn read(path: &Path) -> std::io::Result<String> {
     let limit = u64::try_from(yaml::FILE_BYTES_MAX)
         .unwrap_or(u64::MAX)
         .saturating_add(1);
@@ -151,9 +151,36 @@ fn judge(file: &str, text: &str) -> (&'static str, Vec<Diagnostic>) {
     }
 }
 
+/// Draws the problems of a file on standard error, for commands whose result is another.
+pub fn complain(file: &str, text: &str, problems: Vec<Diagnostic>) -> anyhow::Result<()> {
+    if problems.is_empty() {
+        return Ok(());
+    }
+    let report = Report {
+        file: file.to_owned(),
+        text: text.to_owned(),
+        kind: "file",
+        problems,
+    };
+    let terminal = std::io::stderr().is_terminal();
+    let text = draw(&[report], theme(terminal))?;
+    anstream::stderr().lock().write_all(text.as_bytes())?;
+    Ok(())
+}
+
+/// Whether the terminal shows more than ASCII.
+pub fn unicode() -> bool {
+    unicode_locale(environment)
+}
+
 fn drawn(out: &mut impl Write, reports: &[Report]) -> anyhow::Result<()> {
-    let unicode = unicode_locale(environment);
-    let theme = match (std::io::stdout().is_terminal(), unicode) {
+    let theme = theme(std::io::stdout().is_terminal());
+    out.write_all(draw(reports, theme)?.as_bytes())?;
+    Ok(())
+}
+
+fn theme(terminal: bool) -> GraphicalTheme {
+    match (terminal, unicode()) {
         (true, true) => GraphicalTheme::unicode(),
         (true, false) => GraphicalTheme {
             characters: miette::ThemeCharacters::ascii(),
@@ -161,9 +188,7 @@ fn drawn(out: &mut impl Write, reports: &[Report]) -> anyhow::Result<()> {
         },
         (false, true) => GraphicalTheme::unicode_nocolor(),
         (false, false) => GraphicalTheme::none(),
-    };
-    out.write_all(draw(reports, theme)?.as_bytes())?;
-    Ok(())
+    }
 }
 
 /// Draws the reports as one text.

@@ -1,0 +1,231 @@
+//! `oast image`: what was baked, and taking a disk away.
+
+use std::path::PathBuf;
+
+use oast_daemon::exit::Exit;
+use oast_proto::v1;
+
+use super::block_on;
+use crate::client::Client;
+use crate::context::Connect;
+use crate::output::{Output, ago, bytes, count, facts, plain, short, table};
+use crate::shape;
+
+mod export;
+
+/// Look at images and take them away
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// List images with their newest versions
+    List {
+        /// Every version, not only the newest ones
+        #[arg(long)]
+        all: bool,
+        #[command(flatten)]
+        connect: Connect,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Show a version of an image
+    Show {
+        /// web (the newest), web:3 or web@channel
+        #[arg(value_name = "NAME[:V|@CHANNEL]")]
+        version: String,
+        /// With every package in it
+        #[arg(long)]
+        packages: bool,
+        #[command(flatten)]
+        connect: Connect,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Write a version's disk to a file
+    Export {
+        /// web (the newest), web:3 or web@channel
+        #[arg(value_name = "NAME[:V|@CHANNEL]")]
+        version: String,
+        /// What the file is to be
+        #[arg(long, value_enum, default_value_t = export::Format::Raw)]
+        format: export::Format,
+        /// The file to write
+        #[arg(short, long, value_name = "FILE")]
+        output: PathBuf,
+        /// Replace the file if it is there
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        connect: Connect,
+    },
+}
+
+/// Lists, shows or exports.
+pub fn run(args: &Args) -> anyhow::Result<Exit> {
+    block_on(async {
+        match &args.command {
+            Command::List {
+                all,
+                connect,
+                output,
+            } => list(connect, *output, *all).await,
+            Command::Show {
+                version,
+                packages,
+                connect,
+                output,
+            } => show(connect, *output, version, *packages).await,
+            Command::Export {
+                version,
+                format,
+                output,
+                force,
+                connect,
+            } => {
+                let client = connect.client()?;
+                // A typing mistake is told before anything is written.
+                let found = get(&client, version).await?;
+                export::export(&client, &found.version, *format, output, *force).await
+            }
+        }
+    })
+}
+
+/// Versions of one image in the short list.
+const NEWEST: usize = 5;
+
+/// Lists images.
+pub async fn list(connect: &Connect, output: Output, all: bool) -> anyhow::Result<Exit> {
+    let client = connect.client()?;
+    let request = v1::ListImagesRequest {
+        team: connect.said_team().unwrap_or_default(),
+    };
+    let found = client
+        .call(|member| {
+            let request = request.clone();
+            async move { member.images().list_images(request).await }
+        })
+        .await?;
+    let images: Vec<_> = found.images.into_iter().map(shape::Image::from).collect();
+    let empty = "There are no images yet: `oast run` bakes one.";
+    output.list(
+        &images,
+        |image| &image.name,
+        empty,
+        |images| {
+            let most = if all { usize::MAX } else { NEWEST };
+            let rows = images
+                .iter()
+                .flat_map(|image| image.versions.iter().take(most))
+                .map(|version| {
+                    [
+                        version.version.clone(),
+                        version.channels.join(" "),
+                        version.team.clone(),
+                        version.base.clone(),
+                        version.arch.clone(),
+                        bytes(version.disk_size),
+                        version.package_count.to_string(),
+                        version.run.clone(),
+                        short(&version.commit).to_owned(),
+                        ago(version.published_at_ms),
+                    ]
+                });
+            let mut text = table(
+                [
+                    "VERSION",
+                    "CHANNELS",
+                    "TEAM",
+                    "BASE",
+                    "ARCH",
+                    "DISK",
+                    "PACKAGES",
+                    "RUN",
+                    "COMMIT",
+                    "PUBLISHED",
+                ],
+                rows,
+            );
+            let hidden: usize = images
+                .iter()
+                .map(|image| image.versions.len().saturating_sub(most))
+                .sum();
+            if hidden > 0 {
+                text.push_str(&format!(
+                    "and {} more: --all shows them\n",
+                    count(hidden, "older version")
+                ));
+            }
+            text
+        },
+    )?;
+    Ok(Exit::Ok)
+}
+
+/// Shows a version.
+pub async fn show(
+    connect: &Connect,
+    output: Output,
+    version: &str,
+    packages: bool,
+) -> anyhow::Result<Exit> {
+    let client = connect.client()?;
+    let version = shape::ImageVersion::from(get(&client, version).await?);
+    output.one(&version.version, &version, || detail(&version, packages))?;
+    Ok(Exit::Ok)
+}
+
+async fn get(client: &Client, version: &str) -> Result<v1::ImageVersion, tonic::Status> {
+    client
+        .call(|member| {
+            let version = version.to_owned();
+            async move {
+                member
+                    .images()
+                    .get_image_version(v1::GetImageVersionRequest { version })
+                    .await
+            }
+        })
+        .await
+}
+
+fn detail(version: &shape::ImageVersion, packages: bool) -> String {
+    let mut text = facts(&[
+        ("Version", version.version.clone()),
+        ("Team", version.team.clone()),
+        ("Channels", version.channels.join(", ")),
+        ("Base", version.base.clone()),
+        ("Arch", version.arch.clone()),
+        ("Disk", bytes(version.disk_size)),
+        ("blake3", version.digest.clone()),
+        ("Layers", version.layers.len().to_string()),
+        ("Packages", version.package_count.to_string()),
+        ("Regions", version.regions.join(", ")),
+        ("Run", version.run.clone()),
+        ("Commit", version.commit.clone()),
+        ("Published", ago(version.published_at_ms)),
+    ]);
+    if packages {
+        text.push('\n');
+        let rows = version.packages.iter().map(|package| {
+            [
+                package.name.clone(),
+                package.version.clone(),
+                package.arch.clone(),
+            ]
+        });
+        text.push_str(&table(["PACKAGE", "VERSION", "ARCH"], rows));
+    }
+    for layer in version
+        .layers
+        .iter()
+        .take(if packages { usize::MAX } else { 0 })
+    {
+        text.push_str(&format!("layer {}\n", plain(layer)));
+    }
+    text
+}
