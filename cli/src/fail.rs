@@ -220,7 +220,7 @@ mod tests {
     }
 
     fn status(code: Code, reason: &str, message: &str) -> Status {
-        let details = ErrorDetails::with_error_info(reason, "oast.dev", [].into());
+        let details = ErrorDetails::with_error_info(reason, "oast.dev", []);
         Status::with_error_details(code, message, details)
     }
 
