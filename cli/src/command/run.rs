@@ -247,7 +247,7 @@ async fn local(start: &Start, connect: &Connect) -> anyhow::Result<Option<v1::Su
 }
 
 fn checked(path: &Path) -> anyhow::Result<Option<Pipeline>> {
-    let file = path.display().to_string();
+    let file = path.strip_prefix(".").unwrap_or(path).display().to_string();
     let text = match crate::validate::read(path) {
         Ok(text) => text,
         Err(err) if err.kind() == std::io::ErrorKind::NotFound => {
