@@ -8,6 +8,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+use oast_artifacts::ArtifactStore;
 use oast_daemon::isolate::{ChildSpec, Farm};
 use oast_daemon::random;
 use oast_daemon::secret::Secret;
@@ -140,6 +141,9 @@ impl Ground {
                 .create(&path)
                 .with_context(|| format!("make {}", path.display()))?;
         }
+        // Before the processes, which begin at the same time and not all of which may make it.
+        let store = camino::Utf8PathBuf::try_from(self.root.join("store"))?;
+        ArtifactStore::open(&store).context("make the artifact store")?;
         for name in ["admin", "you", "worker", "cloud", "peer"] {
             self.make_token(name)?;
         }

@@ -373,9 +373,11 @@ fn url(reader: &mut Reader, node: &Node) -> Option<String> {
             && !host.contains('/')
             && !path.starts_with(':')
     });
-    if scheme.is_none() && !scp && !text.starts_with('/') {
-        let hint =
-            "https://host/path.git, ssh://git@host/path.git, git@host:path.git or an absolute path";
+    let hosted = text
+        .strip_prefix("farm:")
+        .is_some_and(|name| crate::names::check(name).is_ok());
+    if scheme.is_none() && !scp && !hosted && !text.starts_with('/') {
+        let hint = "https://host/path.git, ssh://git@host/path.git, git@host:path.git, an absolute path, or farm:NAME for a repository that the farm serves itself";
         wrong(reader, "is not a repository's address", hint);
         return None;
     }
