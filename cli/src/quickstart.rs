@@ -273,6 +273,7 @@ async fn set_up(
         .map(|member| format!("http://{member}/git/web.git"))
         .collect();
     let repository = Repository::open(&ground.repository(), remotes, &you).await?;
+    let last = example::version(repository.folder());
     example::write(repository.folder()).context("write the example")?;
     let observer = Observer::start(tasks);
     let fleet = follow_fleet(&client, &observer, tasks);
@@ -287,6 +288,7 @@ async fn set_up(
         counter,
         ui: ui.clone(),
         mark: random::request_id(),
+        last,
     };
     Ok((client, stage))
 }
@@ -356,8 +358,7 @@ async fn user_token(
 
 /// The four pushes and what came of them.
 async fn tell(ground: &Ground, stage: &Stage, started: Duration) -> anyhow::Result<Report> {
-    let last = existing_version(stage).await;
-    let version = |push: u32| (last + push).to_string();
+    let version = |push: u32| (stage.last + push).to_string();
     let before = stage.load.counts();
     let first = stage.first(&version(1)).await?;
     // Until the first page there was nothing to answer.
@@ -398,15 +399,6 @@ async fn tell(ground: &Ground, stage: &Stage, started: Duration) -> anyhow::Resu
         fourth,
         losses,
     })
-}
-
-/// The number that the site named last, when this data was used before.
-async fn existing_version(stage: &Stage) -> u32 {
-    let kept = stage.repository.folder().join("web/site/version");
-    let number = std::fs::read_to_string(kept)
-        .ok()
-        .and_then(|text| text.trim().parse().ok());
-    number.unwrap_or(0)
 }
 
 fn replacements(stage: &Stage) -> std::collections::BTreeMap<String, u32> {

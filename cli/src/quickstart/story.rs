@@ -51,6 +51,8 @@ pub struct Stage {
     pub ui: Ui,
     /// Tells one quickstart from the one before on the same data.
     pub mark: String,
+    /// The number that the site named last, when this data was used before.
+    pub last: u32,
 }
 
 /// What one push came to.
@@ -147,9 +149,8 @@ impl Stage {
             chapter.run = run;
             anyhow::Ok(())
         };
-        let (followed, page) = tokio::join!(follow, first_page);
-        followed?;
-        chapter.first_page = page;
+        let page = beside(follow, first_page).await?;
+        chapter.first_page = page.flatten();
         let wanted = if good {
             &chapter.run.version
         } else {
@@ -445,6 +446,23 @@ impl Stage {
             clock.sleep(LOOK).await;
         }
         bail!("no batch ran")
+    }
+}
+
+/// Follows the story; what else is watched for ends with it.
+async fn beside(
+    story: impl Future<Output = anyhow::Result<()>>,
+    watched: impl Future<Output = Option<Duration>>,
+) -> anyhow::Result<Option<Option<Duration>>> {
+    let mut story = std::pin::pin!(story);
+    let mut watched = std::pin::pin!(watched);
+    let mut seen = None;
+    loop {
+        tokio::select! {
+            biased;
+            told = &mut story => return told.map(|()| seen),
+            value = &mut watched, if seen.is_none() => seen = Some(value),
+        }
     }
 }
 

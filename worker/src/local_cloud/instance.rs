@@ -35,6 +35,10 @@ use crate::sandbox::{Cgroup, IdMap, Launcher, Output, Overlay, Root, Sandbox, Sp
 
 mod console;
 
+/// What an image's init is told, as a kernel command line would: in a namespace there is no
+/// link that networkd could bring up, so waiting for one would hold back whoever needs the network.
+const INIT_ARGUMENTS: [&str; 1] = ["systemd.mask=systemd-networkd-wait-online.service"];
+
 /// Time an instance has for an orderly end before it is killed.
 const STOP_GRACE: Duration = Duration::from_secs(5);
 /// An init that ends sooner than this did not boot.
@@ -279,14 +283,13 @@ impl Ready {
         let mut spec = match mode {
             BootMode::Init => {
                 let name = format!("{hostname}-{}", self.spec.boot);
-                Spec::instance(
-                    root,
-                    &hostname,
-                    Cgroup {
-                        farm: self.host.farm.clone(),
-                        name,
-                    },
-                )
+                let group = Cgroup {
+                    farm: self.host.farm.clone(),
+                    name,
+                };
+                let mut spec = Spec::instance(root, &hostname, group);
+                spec.command.extend(INIT_ARGUMENTS.map(str::to_owned));
+                spec
             }
             BootMode::Units => {
                 let mut spec = Spec::step(root, ["/bin/sh", "-c", self.script()?]);
