@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use crate::digest::Digest;
+use crate::fleet::VersionRef;
 use crate::ids::TaskId;
 use crate::ledger::{Ledger, Run};
 use crate::names::{TeamName, WorkerName};
@@ -218,22 +219,41 @@ pub fn schedule(
     grants
 }
 
-/// How much of the task's past is on that worker: layers first, then the run's other tasks.
+/// How much of the task's past is on that worker: its own layers, then those of the version
+/// before, then the run's other tasks.
 fn affinity(ledger: &Ledger, task: &Task, session: &Session) -> u32 {
+    const LAYER: usize = 64;
+    const VERSION: usize = 16;
     let layers = task
         .finished_layers()
         .filter(|layer| session.cached.contains(&layer.key))
         .count();
-    let siblings = run_of(ledger, task).map_or(0, |run| {
-        run.tasks
-            .iter()
-            .filter_map(|id| ledger.tasks().get(id)?.attempts.last())
-            .filter(|attempt| {
-                attempt.worker == session.worker && attempt.incarnation == session.incarnation
-            })
-            .count()
-    });
-    u32::try_from(layers * 16 + siblings).unwrap_or(u32::MAX)
+    let Some(run) = run_of(ledger, task) else {
+        return u32::try_from(layers * LAYER).unwrap_or(u32::MAX);
+    };
+    let before = task.kind == TaskKind::Bake
+        && newest_baker(ledger, run).is_some_and(|worker| *worker == session.worker);
+    let siblings = run
+        .tasks
+        .iter()
+        .filter_map(|id| ledger.tasks().get(id)?.attempts.last())
+        .filter(|attempt| {
+            attempt.worker == session.worker && attempt.incarnation == session.incarnation
+        })
+        .count();
+    let points = layers * LAYER + usize::from(before) * VERSION + siblings;
+    u32::try_from(points).unwrap_or(u32::MAX)
+}
+
+/// Who baked the newest version of the image that the run makes.
+fn newest_baker<'a>(ledger: &'a Ledger, run: &Run) -> Option<&'a WorkerName> {
+    let image = &run.pipeline.as_ref()?.publish.image;
+    let number = ledger.images().get(image)?.newest;
+    let version = VersionRef {
+        image: image.clone(),
+        number,
+    };
+    ledger.versions().get(&version)?.baked_by.as_ref()
 }
 
 /// Why a ready task has no worker.

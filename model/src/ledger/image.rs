@@ -8,7 +8,8 @@ use super::{Context, Ledger, Rejected, Run};
 use crate::bake::BakedImage;
 use crate::fleet::{DeployImage, VersionRef};
 use crate::ids::RunId;
-use crate::names::{ChannelName, ImageName, RegionName, TeamName};
+use crate::names::{ChannelName, ImageName, RegionName, TeamName, WorkerName};
+use crate::task::TaskKind;
 use crate::time::Timestamp;
 
 /// A lineage of versions.
@@ -37,6 +38,9 @@ pub struct ImageVersion {
     pub run: RunId,
     /// The commit it was made from.
     pub commit: Option<String>,
+    /// Who baked it, and so has its layers at hand.
+    #[serde(default)]
+    pub baked_by: Option<WorkerName>,
     /// When it was published.
     pub published_at: Timestamp,
     /// Where it is usable.
@@ -109,9 +113,16 @@ pub(super) fn publish(
             image,
             run: run.id,
             commit: run.origin.commit().map(str::to_owned),
+            baked_by: baker(ledger, run),
             published_at: cx.now,
             regions: publish.regions.clone(),
         },
     );
     Ok(version)
+}
+
+fn baker(ledger: &Ledger, run: &Run) -> Option<WorkerName> {
+    let mut tasks = run.tasks.iter().filter_map(|id| ledger.tasks.get(id));
+    let bake = tasks.find(|task| task.kind == TaskKind::Bake)?;
+    Some(bake.attempts.last()?.worker.clone())
 }
