@@ -208,7 +208,10 @@ pub fn span(ms: u64) -> String {
 pub fn ago(at_ms: u64) -> String {
     match at_ms {
         0 => String::new(),
-        at => format!("{} ago", span(now_ms().saturating_sub(at) / 1000 * 1000)),
+        at => match now_ms().saturating_sub(at) {
+            recent @ 0..60_000 => format!("{}s ago", recent / 1000),
+            longer => format!("{} ago", span(longer)),
+        },
     }
 }
 
@@ -276,7 +279,7 @@ pub fn confirm(question: &str, yes: bool) -> anyhow::Result<bool> {
         return Ok(true);
     }
     if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
-        return Err(Fail::usage(format!("{question} Nobody can be asked here"))
+        return Err(Fail::usage(format!("nobody can be asked here: {question}"))
             .hint("--yes says so beforehand")
             .into());
     }

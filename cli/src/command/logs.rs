@@ -1,6 +1,6 @@
 //! `oast logs`: what a run's steps wrote.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::Write;
 
 use oast_daemon::exit::Exit;
@@ -60,12 +60,13 @@ async fn print(args: &Args) -> anyhow::Result<Exit> {
     let mut printer = Printer {
         args,
         tasks: BTreeMap::new(),
+        bakes: BTreeSet::new(),
         any: false,
     };
     printer.learn(&run::get(&client, &id).await?);
     let mut after = Vec::new();
     if let Some(most) = args.tail {
-        let (lines, positions) = match last_lines(&client, &id, args, most).await? {
+        let (lines, positions) = match last_lines(&client, &id, &printer, most).await? {
             Some(found) => found,
             None => return Ok(Exit::Interrupted),
         };
@@ -104,7 +105,7 @@ async fn print(args: &Args) -> anyhow::Result<Exit> {
 async fn last_lines(
     client: &Client,
     id: &str,
-    args: &Args,
+    printer: &Printer<'_>,
     most: usize,
 ) -> anyhow::Result<Option<(VecDeque<v1::LogLine>, Vec<v1::LogPosition>)>> {
     let mut kept = VecDeque::new();
@@ -114,7 +115,7 @@ async fn last_lines(
     let ended = follower
         .until_end(None, |event, _| {
             if let Event::Lines(lines) = event {
-                for line in lines.lines.into_iter().filter(|line| wanted(args, line)) {
+                for line in lines.lines.into_iter().filter(|line| printer.wanted(line)) {
                     kept.push_back(line);
                     if kept.len() > most {
                         kept.pop_front();
@@ -131,19 +132,26 @@ async fn last_lines(
     Ok((ended == Ended::Itself).then_some((kept, positions)))
 }
 
-fn wanted(args: &Args, line: &v1::LogLine) -> bool {
-    args.step.is_none_or(|step| line.step == step - 1)
-}
-
 struct Printer<'a> {
     args: &'a Args,
     /// Names of tasks by id.
     tasks: BTreeMap<String, String>,
+    /// Ids of the tasks whose steps `--step` counts.
+    bakes: BTreeSet<String>,
     any: bool,
 }
 
 impl Printer<'_> {
+    fn wanted(&self, line: &v1::LogLine) -> bool {
+        let Some(step) = self.args.step else {
+            return true;
+        };
+        line.step == step - 1 && self.bakes.contains(&line.task)
+    }
+
     fn learn(&mut self, run: &v1::Run) {
+        let bakes = run.tasks.iter().filter(|task| task.kind == "bake");
+        self.bakes.extend(bakes.map(|task| task.id.clone()));
         self.tasks
             .extend(run.tasks.iter().map(|task| (task.id.clone(), named(task))));
     }
@@ -153,7 +161,10 @@ impl Printer<'_> {
         lines: impl IntoIterator<Item = &'l v1::LogLine>,
     ) -> anyhow::Result<()> {
         let mut out = anstream::stdout().lock();
-        for line in lines.into_iter().filter(|line| wanted(self.args, line)) {
+        for line in lines {
+            if !self.wanted(line) {
+                continue;
+            }
             self.any = true;
             if self.args.output.is_text() {
                 writeln!(out, "{}", self.text(line))?;

@@ -47,12 +47,12 @@ enum Command {
 pub fn run(args: &Args) -> anyhow::Result<Exit> {
     let (connect, output) = (&args.connect, args.output);
     match &args.command {
-        Command::Set { name } => set(connect, output, name),
+        Command::Set { name } => block_on(set(connect, output, name)),
         Command::List => block_on(list(connect, output)),
     }
 }
 
-fn set(connect: &Connect, output: Output, name: &SecretName) -> anyhow::Result<Exit> {
+async fn set(connect: &Connect, output: Output, name: &SecretName) -> anyhow::Result<Exit> {
     let team = team(connect)?;
     // Whether a farm is known, before anybody types a secret for nothing.
     let client = connect.client()?;
@@ -68,29 +68,26 @@ fn set(connect: &Connect, output: Output, name: &SecretName) -> anyhow::Result<E
             ))
             .into());
     }
-    // A runtime only now: no worker thread may exist while the terminal is without echo.
-    block_on(async {
-        let request_id = random::request_id();
-        let secret = client
-            .call(|member| {
-                let request = v1::SetSecretRequest {
-                    request_id: request_id.clone(),
-                    team: team.clone(),
-                    name: name.to_string(),
-                    value: value.expose().clone().into(),
-                };
-                async move { member.resources().set_secret(request).await }
-            })
-            .await?;
-        let secret = shape::Secret::from(secret);
-        output.one(&secret.name, &secret, || {
-            format!(
-                "secret {} of team {} is at version {}\n",
-                secret.name, secret.team, secret.version
-            )
-        })?;
-        Ok(Exit::Ok)
-    })
+    let request_id = random::request_id();
+    let secret = client
+        .call(|member| {
+            let request = v1::SetSecretRequest {
+                request_id: request_id.clone(),
+                team: team.clone(),
+                name: name.to_string(),
+                value: value.expose().clone().into(),
+            };
+            async move { member.resources().set_secret(request).await }
+        })
+        .await?;
+    let secret = shape::Secret::from(secret);
+    output.one(&secret.name, &secret, || {
+        format!(
+            "secret {} of team {} is at version {}\n",
+            secret.name, secret.team, secret.version
+        )
+    })?;
+    Ok(Exit::Ok)
 }
 
 fn team(connect: &Connect) -> anyhow::Result<String> {

@@ -41,13 +41,14 @@ impl Story {
             note(&headline);
             self.headline = headline;
         }
+        if !run.ended && self.changed(&run.id, &run.phase) {
+            note(phase(&run.phase));
+        }
         for task in &run.tasks {
             self.task(task);
         }
         if run.ended {
             self.end_of_run(run);
-        } else if self.changed(&run.id, &run.phase) {
-            note(phase(&run.phase));
         }
     }
 
