@@ -149,7 +149,8 @@ impl Runs for Api {
             move |sender| async move {
                 let mut changes = api.farm.changes();
                 let mut sent = after_seq;
-                let mut waiting = String::new();
+                // What a resumed watch has seen already is not said again.
+                let mut waiting = None;
                 loop {
                     changes.mark_unchanged();
                     let (found, queued) = api.run_seen(id, &caller).await?;
@@ -158,9 +159,9 @@ impl Runs for Api {
                         false => String::new(),
                     };
                     let ended = found.ended;
-                    if found.seq > sent || (found.seq == sent && why != waiting) {
+                    let other = waiting.replace(why.clone()).is_some_and(|before| before != why);
+                    if found.seq > sent || (found.seq == sent && other) {
                         sent = found.seq;
-                        waiting = why;
                         if sender.send(Ok(found)).await.is_err() {
                             return Ok(());
                         }
