@@ -1,7 +1,7 @@
 //! An image's application units, read and run without its init.
 //!
-//! Application units are the services that are enabled in the image but not in its base layers:
-//! what a package enabled when a bake step installed it, and what a step enabled by hand. They are
+//! Application units are the enabled services that are not the base system's own: what a package
+//! that the pipeline asked for enabled, and what a step enabled by hand. They are
 //! honoured or refused with a line that names the unit and the directive; nothing loses its meaning
 //! in silence, except limits and hardening, which are left out. Timers and other non-services are
 //! left out too, except sockets, without which their services would not work.
@@ -15,6 +15,7 @@ use std::fmt;
 pub mod tree;
 
 mod file;
+mod origin;
 mod script;
 mod service;
 
@@ -80,7 +81,13 @@ impl Plan {
 /// One of them cannot be honoured, or there is none.
 pub fn plan(tree: &ImageTree) -> Result<Plan, Refused> {
     let of_base = enabled(&tree.base());
-    let ours: Vec<String> = enabled(tree).difference(&of_base).cloned().collect();
+    let all = enabled(tree);
+    let mut ours: Vec<String> = all.difference(&of_base).cloned().collect();
+    ours.extend(origin::applications(
+        tree,
+        all.intersection(&of_base).cloned(),
+    ));
+    ours.sort();
     let mut plan = Plan::default();
     for name in &ours {
         let refuse = |directive: &str, why: &str| Refused {

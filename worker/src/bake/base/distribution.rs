@@ -41,7 +41,7 @@ pub struct ImageSource {
 /// What makes a minimal system a bootable one that can install packages. Certificates of public
 /// authorities are left to pipelines (`packages: [ca-certificates]`), as in container images: the
 /// archives are reached over HTTP and signed, and their scripts take a third of configuring.
-const PACKAGES: &[&str] = &[
+pub const SYSTEM_PACKAGES: &[&str] = &[
     "apt",
     "dbus",
     "e2fsprogs",
@@ -95,7 +95,7 @@ static DISTRIBUTIONS: &[Distribution] = &[
                 signed_by: DEBIAN_KEYRING,
             },
         ],
-        packages: PACKAGES,
+        packages: SYSTEM_PACKAGES,
         preferred: &["usr-is-merged"],
         kernels: DEBIAN_KERNELS,
         merged: MERGED,
@@ -119,7 +119,7 @@ static DISTRIBUTIONS: &[Distribution] = &[
                 signed_by: DEBIAN_KEYRING,
             },
         ],
-        packages: PACKAGES,
+        packages: SYSTEM_PACKAGES,
         preferred: &["usr-is-merged"],
         kernels: DEBIAN_KERNELS,
         merged: MERGED,
@@ -151,7 +151,7 @@ static DISTRIBUTIONS: &[Distribution] = &[
             components: &["main", "universe"],
             signed_by: UBUNTU_KEYRING,
         }],
-        packages: PACKAGES,
+        packages: SYSTEM_PACKAGES,
         preferred: &["usr-is-merged"],
         kernels: UBUNTU_KERNELS,
         merged: MERGED,

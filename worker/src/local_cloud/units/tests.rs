@@ -84,6 +84,37 @@ fn units_of_the_base_system_are_left_alone_and_after_orders_the_rest() {
 }
 
 #[test]
+fn a_service_of_a_package_that_the_pipeline_asked_for_is_an_application_also_in_the_base() {
+    let tree = Tree::new();
+    for (package, priority, unit) in [
+        ("nginx-common", "optional", "nginx.service"),
+        ("cron", "important", "cron.service"),
+        ("systemd-resolved", "optional", "systemd-resolved.service"),
+    ] {
+        tree.write(
+            "base",
+            &format!("lib/systemd/system/{unit}"),
+            "[Service]\nExecStart=/bin/true\n",
+        );
+        tree.write(
+            "base",
+            &format!("var/lib/dpkg/info/{package}.list"),
+            &format!("/.\n/lib/systemd/system/{unit}\n"),
+        );
+        tree.enable("base", unit);
+        let status = std::fs::read_to_string(tree.path("base").join("var/lib/dpkg/status"));
+        let status = status.unwrap_or_default();
+        tree.write(
+            "base",
+            "var/lib/dpkg/status",
+            &format!("{status}Package: {package}\nPriority: {priority}\n\n"),
+        );
+    }
+    let plan = plan(&tree.image()).unwrap();
+    assert_eq!(plan.names().collect::<Vec<_>>(), ["nginx.service"]);
+}
+
+#[test]
 fn what_cannot_be_honoured_is_refused_by_name() {
     let tree = Tree::new();
     tree.unit("a.service", "[Service]\nType=notify\nExecStart=/bin/a\n");

@@ -13,8 +13,8 @@ use camino::{Utf8Component, Utf8Path, Utf8PathBuf};
 
 /// Links followed for one path, as the kernel's own limit.
 const LINKS_MAX: usize = 40;
-/// Longest file that is read.
-const FILE_MAX: u64 = 1 << 20;
+/// Longest file that is read; dpkg's status of a large image is the longest.
+const FILE_MAX: u64 = 8 << 20;
 const OPAQUE: [&str; 2] = ["user.overlay.opaque", "trusted.overlay.opaque"];
 
 /// Layers, base first.
