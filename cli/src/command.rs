@@ -25,5 +25,8 @@ pub mod worker;
 
 /// Runs a command's work. One thread is enough for a client.
 fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
-    Builder::new_current_thread().enable_all().build()?.block_on(work)
+    Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(work)
 }

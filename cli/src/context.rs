@@ -59,7 +59,10 @@ impl Connect {
 
     /// The team that the flag or the environment names, without the context's own.
     pub fn said_team(&self) -> Option<String> {
-        self.team.clone().or_else(|| process_env("OAST_TEAM")).filter(|team| !team.is_empty())
+        self.team
+            .clone()
+            .or_else(|| process_env("OAST_TEAM"))
+            .filter(|team| !team.is_empty())
     }
 
     /// The team to act for, if one is said anywhere.

@@ -245,7 +245,12 @@ mod tests {
     fn mistakes_are_usage_errors_with_a_suggestion() {
         let err = parse("oast rollot list web").expect_err("a typing mistake");
         assert!(err.to_string().contains("rollout"), "{err}");
-        for line in ["oast run --branch x", "oast logs r-1 --step 0", "oast run --timeout 10", "oast image export web"] {
+        for line in [
+            "oast run --branch x",
+            "oast logs r-1 --step 0",
+            "oast run --timeout 10",
+            "oast image export web",
+        ] {
             assert!(parse(line).is_err(), "{line}");
         }
     }

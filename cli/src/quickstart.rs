@@ -162,15 +162,15 @@ async fn quickstart(args: &QuickstartArgs, exe: PathBuf, tasks: &Tasks) -> anyho
             "The farm is up after {:.1} s.",
             started.as_secs_f64()
         ));
-        let report = tell(&ground, &stage, started).await?;
-        report.print();
-        let good = report.good();
         context::remember(
             "quickstart",
             client.addresses(),
             &ground.token("you")?,
             Some("demo"),
         )?;
+        let report = tell(&ground, &stage, started).await?;
+        report.print();
+        let good = report.good();
         ui.say(report::next_steps(&ground));
         Ok(good)
     })
@@ -341,7 +341,7 @@ async fn user_token(
     }
     let request = CreateTokenRequest {
         request_id: random::request_id(),
-        name: format!("you-{}", &random::request_id()[..6]),
+        name: format!("you-{:06x}", random::number() & 0xff_ffff),
         role: "admin".into(),
         team: String::new(),
     };

@@ -170,7 +170,11 @@ async fn farm(connect: &Connect) -> Vec<Finding> {
             };
             let fix =
                 "`oast quickstart` starts a farm; `oast context use NAME` chooses a known one";
-            let why = if none { "none is known yet".to_owned() } else { format!("{err:#}") };
+            let why = if none {
+                "none is known yet".to_owned()
+            } else {
+                format!("{err:#}")
+            };
             return vec![finding("farm", outcome, why, Some(fix))];
         }
     };

@@ -73,7 +73,9 @@ pub fn write(folder: &Path) -> io::Result<()> {
 /// The number that the site names; 0 where there is no site yet.
 pub fn version(folder: &Path) -> u32 {
     let text = std::fs::read_to_string(folder.join("web/site/version"));
-    text.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+    text.ok()
+        .and_then(|text| text.trim().parse().ok())
+        .unwrap_or(0)
 }
 
 /// The site names another version.
