@@ -181,7 +181,9 @@ pub async fn run(
     let workers = WorkersServer::new(WorkerService::new(leader))
         .max_decoding_message_size(WORKER_MESSAGE_MAX);
     // One answer to unknown paths, the API's.
-    let workers = tonic::service::Routes::new(workers).into_axum_router().reset_fallback();
+    let workers = tonic::service::Routes::new(workers)
+        .into_axum_router()
+        .reset_fallback();
     let health = Health::default();
     let part = health.part("group");
     let router = api
@@ -254,8 +256,9 @@ fn peer_routes(
             )),
         }
     };
-    let router =
-        tonic::service::Routes::new(PeerServer::service(handle)).into_axum_router().reset_fallback();
+    let router = tonic::service::Routes::new(PeerServer::service(handle))
+        .into_axum_router()
+        .reset_fallback();
     Ok(router.layer(InterceptorLayer::new(check)))
 }
 

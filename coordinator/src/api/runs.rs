@@ -159,7 +159,9 @@ impl Runs for Api {
                         false => String::new(),
                     };
                     let ended = found.ended;
-                    let other = waiting.replace(why.clone()).is_some_and(|before| before != why);
+                    let other = waiting
+                        .replace(why.clone())
+                        .is_some_and(|before| before != why);
                     if found.seq > sent || (found.seq == sent && other) {
                         sent = found.seq;
                         if sender.send(Ok(found)).await.is_err() {
