@@ -18,6 +18,9 @@ static ZEROS: [u8; CHUNK_BYTES] = [0; CHUNK_BYTES];
 /// More threads than this do not hash faster than the page cache delivers.
 const MAX_THREADS: usize = 8;
 
+/// Fills a buffer with the bytes at an offset; called in any order and from several threads.
+pub type Fill<'a> = dyn Fn(u64, &mut [u8]) -> Result<(), StoreError> + Sync + 'a;
+
 /// What a put stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stored {
@@ -81,11 +84,7 @@ impl ArtifactStore {
     }
 
     /// Stores `len` bytes that `fill(offset, buffer)` yields in any order and from several threads, durably.
-    pub fn put_filled(
-        &self,
-        len: u64,
-        fill: &(dyn Fn(u64, &mut [u8]) -> Result<(), StoreError> + Sync),
-    ) -> Result<Stored, StoreError> {
+    pub fn put_filled(&self, len: u64, fill: &Fill<'_>) -> Result<Stored, StoreError> {
         let count = usize::try_from(len.div_ceil(CHUNK_BYTES as u64)).expect("64-bit host");
         self.put_chunks(len, &(0..count).collect::<Vec<_>>(), fill)
     }
@@ -94,7 +93,7 @@ impl ArtifactStore {
         &self,
         len: u64,
         wanted: &[usize],
-        fill: &(dyn Fn(u64, &mut [u8]) -> Result<(), StoreError> + Sync),
+        fill: &Fill<'_>,
     ) -> Result<Stored, StoreError> {
         let count = usize::try_from(len.div_ceil(CHUNK_BYTES as u64)).expect("64-bit host");
         let batch = Batch::new(self);

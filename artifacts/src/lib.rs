@@ -26,7 +26,7 @@ mod store;
 mod tree;
 pub mod vhd;
 
-pub use blob::{BlobReader, Stored};
+pub use blob::{BlobReader, Fill, Stored};
 pub use logs::{
     LogError, LogReader, LogRecord, LogStream, LogWriter, MAX_PAYLOAD_BYTES, MAX_SEGMENT_BYTES,
     ReadLogs, SegmentKey,

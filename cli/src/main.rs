@@ -16,6 +16,7 @@ mod shape;
 mod validate;
 mod version;
 
+use std::fmt::Write as _;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -175,7 +176,7 @@ fn run(cli: Cli) -> anyhow::Result<Exit> {
 fn exit_codes() -> String {
     let mut text = String::from("Exit codes:\n");
     for (exit, meaning) in TABLE {
-        text.push_str(&format!("  {:<4} {meaning}\n", exit.code()));
+        let _ = writeln!(text, "  {:<4} {meaning}", exit.code());
     }
     text
 }

@@ -38,6 +38,7 @@ use self::ui::Ui;
 use self::witness::{Counter, Observer};
 use crate::client::Client;
 use crate::context;
+use crate::output::note;
 
 /// How long the farm may take to elect a leader and to connect its workers.
 const START_DEADLINE: Duration = Duration::from_secs(30);
@@ -92,7 +93,7 @@ pub fn run(args: &QuickstartArgs) -> anyhow::Result<bool> {
 /// Removes what belongs to mapped users too, which only the farm's own root can.
 fn clean(args: &QuickstartArgs, exe: &std::path::Path) -> anyhow::Result<()> {
     if !args.data.exists() {
-        anstream::eprintln!("There is nothing at {}.", args.data.display());
+        note(format!("There is nothing at {}.", args.data.display()));
         return Ok(());
     }
     let root = args.data.canonicalize()?;
@@ -105,7 +106,7 @@ fn clean(args: &QuickstartArgs, exe: &std::path::Path) -> anyhow::Result<()> {
     if !status.success() {
         bail!("{} could not be removed completely", root.display());
     }
-    anstream::eprintln!("Removed {}.", root.display());
+    note(format!("Removed {}.", root.display()));
     Ok(())
 }
 
@@ -154,7 +155,7 @@ async fn quickstart(args: &QuickstartArgs, exe: PathBuf, tasks: &Tasks) -> anyho
         farm: ground.farm(),
     })
     .await?;
-    let told = story_until_end(&ground, &farm, events, args, tasks, &ui, async {
+    story_until_end(&ground, &farm, events, args, tasks, &ui, async {
         let (client, stage) = set_up(&ground, &farm, counter, tasks, &ui).await?;
         drop(waiting);
         let started = clock.monotonic() - begun;
@@ -168,14 +169,13 @@ async fn quickstart(args: &QuickstartArgs, exe: PathBuf, tasks: &Tasks) -> anyho
             &ground.token("you")?,
             Some("demo"),
         )?;
-        let report = tell(&ground, &stage, started).await?;
+        let report = tell(&stage, started).await?;
         report.print();
         let good = report.good();
         ui.say(report::next_steps(&ground));
         Ok(good)
     })
-    .await;
-    told
+    .await
 }
 
 /// Runs `story` while the farm lives, stays up afterwards unless told to exit, and ends everything.
@@ -357,9 +357,8 @@ async fn user_token(
 }
 
 /// The four pushes and what came of them.
-async fn tell(ground: &Ground, stage: &Stage, started: Duration) -> anyhow::Result<Report> {
+async fn tell(stage: &Stage, started: Duration) -> anyhow::Result<Report> {
     let version = |push: u32| (stage.last + push).to_string();
-    let before = stage.load.counts();
     let first = stage.first(&version(1)).await?;
     // Until the first page there was nothing to answer.
     let serving = stage.load.counts();
@@ -377,9 +376,7 @@ async fn tell(ground: &Ground, stage: &Stage, started: Duration) -> anyhow::Resu
         .await;
     let replaced_again = replacements(stage);
     Ok(Report {
-        fleet_address: ground.fleet(),
         started,
-        first_requests: serving.since(&before),
         second_requests: after_second.since(&serving),
         third_requests: after_third.since(&after_second),
         fourth_requests: after_fourth.since(&after_third),

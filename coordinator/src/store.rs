@@ -17,7 +17,7 @@
 //! ```
 //!
 //! Nothing here knows raft's rules beyond its record types; who writes when is decided in
-//! [`crate::consensus`]. Every implementation of a trait passes the one suite in `conformance`.
+//! [`crate::consensus`]. Every implementation of a trait passes the one suite in `tests`.
 
 pub mod disk;
 pub mod identity;
@@ -26,4 +26,4 @@ pub mod snapshot;
 pub mod state;
 
 #[cfg(test)]
-mod conformance;
+mod tests;

@@ -419,7 +419,7 @@ pub enum Outcome {
 #[serde(rename_all = "snake_case")]
 pub enum Output {
     /// Of a source task.
-    Source(SourceOutput),
+    Source(Box<SourceOutput>),
     /// Of a bake.
     Baked(BakedImage),
     /// Of a test: one line for each check that passed.

@@ -142,7 +142,9 @@ impl runner::Worker for Parts {
                     check_triggers,
                     inputs,
                 };
-                Ok(Output::Source(self.sources.run(attempt, request).await?))
+                Ok(Output::Source(Box::new(
+                    self.sources.run(attempt, request).await?,
+                )))
             }
             Work::Bake {
                 bake,

@@ -18,7 +18,7 @@ pub enum PublishError {
         /// Counts from 1, the base first.
         place: usize,
         #[source]
-        err: ManifestError,
+        err: Box<ManifestError>,
     },
     /// A blob is incomplete.
     #[error("publish: the {what} of the image")]
@@ -26,7 +26,7 @@ pub enum PublishError {
         /// Which.
         what: String,
         #[source]
-        err: StoreError,
+        err: Box<StoreError>,
     },
 }
 
@@ -35,8 +35,10 @@ pub enum PublishError {
 /// Presence is checked, not content: chunks are verified whenever they are read.
 pub fn check(store: &ArtifactStore, image: &BakedImage) -> Result<(), PublishError> {
     for (manifest, place) in image.layers.iter().zip(1..) {
-        let record =
-            manifest::get(store, *manifest).map_err(|err| PublishError::Layer { place, err })?;
+        let record = manifest::get(store, *manifest).map_err(|err| PublishError::Layer {
+            place,
+            err: Box::new(err),
+        })?;
         present(store, record.index, || format!("index of layer {place}"))?;
         present(store, record.data, || format!("content of layer {place}"))?;
     }
@@ -49,7 +51,10 @@ fn present(
     blob: Digest,
     what: impl Fn() -> String,
 ) -> Result<(), PublishError> {
-    let error = |err| PublishError::Blob { what: what(), err };
+    let error = |err| PublishError::Blob {
+        what: what(),
+        err: Box::new(err),
+    };
     let manifest = store.manifest(blob).map_err(error)?;
     for chunk in manifest.chunks().iter().flatten() {
         if !store.has_chunk(*chunk) {

@@ -3,6 +3,7 @@
 //!
 //! What a farm needs is found out by doing it ([`oast_daemon::preflight`]); the rest is looked up.
 
+use std::fmt::Write as _;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -240,27 +241,30 @@ fn text(findings: &[Finding]) -> String {
             Outcome::Failed => (31, "FAILED "),
             Outcome::Skipped => (2, "skipped"),
         };
-        text.push_str(&format!(
-            "\u{1b}[{colour}m{word}\u{1b}[0m  {:width$}  {}\n",
+        let _ = writeln!(
+            text,
+            "\u{1b}[{colour}m{word}\u{1b}[0m  {:width$}  {}",
             finding.name,
             plain(&finding.call)
-        ));
+        );
         if let Some(fix) = &finding.fix {
-            text.push_str(&format!(
-                "         fix: {}\n",
+            let _ = writeln!(
+                text,
+                "         fix: {}",
                 plain(fix).replace('\n', "\n              ")
-            ));
+            );
         }
     }
     let failed = findings
         .iter()
         .filter(|finding| finding.outcome == Outcome::Failed)
         .count();
-    text.push_str(&match failed {
-        0 => "\nThis machine can run a farm: oast quickstart\n".to_owned(),
-        1 => "\n1 thing is missing: see its fix above.\n".to_owned(),
-        many => format!("\n{many} things are missing: see their fixes above.\n"),
-    });
+    let verdict = match failed {
+        0 => "This machine can run a farm: oast quickstart".to_owned(),
+        1 => "1 thing is missing: see its fix above.".to_owned(),
+        many => format!("{many} things are missing: see their fixes above."),
+    };
+    let _ = writeln!(text, "\n{verdict}");
     text
 }
 

@@ -1,5 +1,6 @@
 //! `oast image`: what was baked, and taking a disk away.
 
+use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use oast_daemon::exit::Exit;
@@ -155,10 +156,11 @@ pub async fn list(connect: &Connect, output: Output, all: bool) -> anyhow::Resul
                 .map(|image| image.versions.len().saturating_sub(most))
                 .sum();
             if hidden > 0 {
-                text.push_str(&format!(
-                    "and {} more: --all shows them\n",
+                let _ = writeln!(
+                    text,
+                    "and {} more: --all shows them",
                     count(hidden, "older version")
-                ));
+                );
             }
             text
         },
@@ -225,7 +227,7 @@ fn detail(version: &shape::ImageVersion, packages: bool) -> String {
         .iter()
         .take(if packages { usize::MAX } else { 0 })
     {
-        text.push_str(&format!("layer {}\n", plain(layer)));
+        let _ = writeln!(text, "layer {}", plain(layer));
     }
     text
 }

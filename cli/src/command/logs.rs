@@ -1,6 +1,7 @@
 //! `oast logs`: what a run's steps wrote.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fmt::Write as _;
 use std::io::Write;
 
 use oast_daemon::exit::Exit;
@@ -182,7 +183,7 @@ impl Printer<'_> {
     fn text(&self, line: &v1::LogLine) -> String {
         let mut out = String::new();
         if self.args.timestamps {
-            out.push_str(&format!("{} ", Timestamp::from_millis(line.at_ms)));
+            let _ = write!(out, "{} ", Timestamp::from_millis(line.at_ms));
         }
         // Who speaks, unless one step was asked for.
         if self.args.step.is_none() {
@@ -192,7 +193,7 @@ impl Printer<'_> {
             } else {
                 format!("[{}]", line.step + 1)
             };
-            out.push_str(&format!("\u{1b}[2m{task}{step} |\u{1b}[0m "));
+            let _ = write!(out, "\u{1b}[2m{task}{step} |\u{1b}[0m ");
         }
         out.push_str(&text(line));
         out.push_str("\u{1b}[0m");

@@ -1,5 +1,7 @@
 //! `oast rollout`: how a fleet moves from a version to another.
 
+use std::fmt::Write as _;
+
 use oast_daemon::exit::Exit;
 use oast_daemon::random;
 use oast_model::ids::RolloutId;
@@ -356,24 +358,26 @@ pub fn detail(rollout: &v1::Rollout) -> String {
         ("Clean-up", rollout.debt.join("; ")),
     ]);
     for batch in &rollout.batches {
-        text.push_str(&format!(
-            "\n{} {} to {}: {}\n",
+        let _ = writeln!(
+            text,
+            "\n{} {} to {}: {}",
             phase(&batch.phase),
             plain(&batch.kind),
             batch.version,
             plain(&batch.instances.join(", "))
-        ));
+        );
         if !batch.reason.is_empty() {
-            text.push_str(&format!("  reason: {}\n", plain(&batch.reason)));
+            let _ = writeln!(text, "  reason: {}", plain(&batch.reason));
         }
         for reading in &batch.readings {
-            text.push_str(&format!(
-                "  gate {} {} on {}: {}\n",
+            let _ = writeln!(
+                text,
+                "  gate {} {} on {}: {}",
                 reading.gate + 1,
                 reading.outcome,
                 plain(&reading.instance),
                 plain(&reading.measured)
-            ));
+            );
         }
     }
     text

@@ -4,6 +4,7 @@
 //! what Git knows of the tree. What is uploaded is what Git tracks, as it is now, and new files
 //! that are not ignored.
 
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -497,22 +498,22 @@ fn detail(run: &v1::Run) -> String {
         ("Rollouts", run.rollouts.join(", ")),
     ]);
     for line in &run.details {
-        text.push_str(&format!("  {}\n", plain(line).replace('\n', "\n  ")));
+        let _ = writeln!(text, "  {}", plain(line).replace('\n', "\n  "));
     }
     for task in &run.tasks {
-        text.push_str(&format!("\n{} {}", phase(&task.phase), story::named(task)));
+        let _ = write!(text, "\n{} {}", phase(&task.phase), story::named(task));
         if let Some(attempt) = task.attempts.last() {
-            text.push_str(&format!(" on {}", plain(&attempt.worker)));
+            let _ = write!(text, " on {}", plain(&attempt.worker));
         }
         let since = if task.phase == "waiting" {
             String::new()
         } else {
             took(task.created_at_ms, task.ended_at_ms)
         };
-        text.push_str(&format!(" {since}\n"));
+        let _ = writeln!(text, " {since}");
         for (label, why) in [("waits", &task.waiting), ("reason", &task.reason)] {
             if !why.is_empty() {
-                text.push_str(&format!("  {label}: {}\n", plain(why)));
+                let _ = writeln!(text, "  {label}: {}", plain(why));
             }
         }
         // One attempt is the rule and already said.
@@ -523,12 +524,13 @@ fn detail(run: &v1::Run) -> String {
                 } else {
                     attempt.ended.as_str()
                 };
-                text.push_str(&format!(
-                    "  attempt {} on {}: {}\n",
+                let _ = writeln!(
+                    text,
+                    "  attempt {} on {}: {}",
                     attempt.token,
                     plain(&attempt.worker),
                     plain(ended)
-                ));
+                );
             }
         }
         for (place, step) in task.steps.iter().enumerate() {

@@ -3,6 +3,7 @@
 //! Keeps what was said, so that each [`Story::run`] and [`Story::rollout`] says only what is new.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
 
 use oast_proto::v1;
 
@@ -239,17 +240,18 @@ pub fn named(task: &v1::Task) -> String {
 fn headline(run: &v1::Run) -> String {
     let mut text = format!("run {}", run.id);
     if !run.pipeline.is_empty() {
-        text.push_str(&format!(" of {}", run.pipeline));
+        let _ = write!(text, " of {}", run.pipeline);
     }
     if !run.commit.is_empty() {
         let dirty = if run.dirty { " with changes" } else { "" };
-        text.push_str(&format!(" at {}{dirty}", short(&run.commit)));
+        let _ = write!(text, " at {}{dirty}", short(&run.commit));
     }
     if !run.subject.is_empty() {
-        text.push_str(&format!(
+        let _ = write!(
+            text,
             " ({})",
             run.subject.lines().next().unwrap_or_default()
-        ));
+        );
     }
     plain(&text)
 }

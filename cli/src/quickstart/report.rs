@@ -1,7 +1,7 @@
 //! What was measured, as a table, and whether all went as it should.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::io::Write;
 use std::time::Duration;
 
 use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
@@ -18,13 +18,11 @@ const REQUESTS_MIN: u64 = 1_000;
 /// The story in figures.
 #[derive(Clone, Debug)]
 pub struct Report {
-    pub fleet_address: SocketAddr,
     pub started: Duration,
     pub first: Chapter,
     pub second: Chapter,
     pub third: Chapter,
     pub fourth: Chapter,
-    pub first_requests: Counts,
     pub second_requests: Counts,
     pub third_requests: Counts,
     pub fourth_requests: Counts,
@@ -74,14 +72,16 @@ impl Report {
             };
             table.add_row([line.what, line.measured, line.bar, mark.to_owned()]);
         }
-        anstream::println!("\n{table}");
+        // A terminal that is gone is no reason to stop the farm.
+        let mut out = anstream::stdout().lock();
+        let _ = writeln!(out, "\n{table}");
         for counts in [
             &self.second_requests,
             &self.third_requests,
             &self.fourth_requests,
         ] {
             for reason in &counts.reasons {
-                anstream::println!("failed request: {reason}");
+                let _ = writeln!(out, "failed request: {reason}");
             }
         }
     }

@@ -7,6 +7,8 @@ use std::time::Duration;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use oast_proto::v1::{Rollout, Run, Step};
 
+use crate::output::note;
+
 /// Width of a bar in characters.
 const BAR_WIDTH: u16 = 24;
 /// Time between two frames of a spinner.
@@ -31,7 +33,7 @@ impl Ui {
         match &self.bars {
             // A terminal that is gone is no reason to stop the farm.
             Some(bars) => drop(bars.println(text.as_ref())),
-            None => anstream::eprintln!("{}", text.as_ref()),
+            None => note(text),
         }
     }
 

@@ -119,7 +119,7 @@ pub async fn look(
         let (user, password) = text
             .trim()
             .split_once(':')
-            .unwrap_or((TOKEN_USER, text.trim()));
+            .unwrap_or_else(|| (TOKEN_USER, text.trim()));
         command
             .env("OAST_GIT_USER", user)
             .env("OAST_GIT_PASSWORD", password)

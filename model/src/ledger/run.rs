@@ -236,7 +236,7 @@ pub(super) fn advance(
     let kind = ledger.tasks.get(&task).map(|task| task.kind.clone());
     match (kind, output) {
         (Some(TaskKind::Source), Output::Source(source)) => {
-            source_done(ledger, cx, id, source, effects);
+            source_done(ledger, cx, id, *source, effects);
         }
         (Some(TaskKind::Bake), Output::Baked(image)) => {
             let run = ledger.runs.get_mut(&id).expect("found above");

@@ -257,12 +257,12 @@ impl World {
 
     fn carry_out(&mut self, token: Token, work: Work) -> Output {
         match work {
-            Work::Source { .. } => Output::Source(SourceOutput {
+            Work::Source { .. } => Output::Source(Box::new(SourceOutput {
                 tree: Digest::of(b"tree"),
                 pipeline: pipeline(),
                 subject: None,
                 author: None,
-            }),
+            })),
             Work::Bake { .. } => {
                 let layer = Layer {
                     key: Digest::of(b"key"),

@@ -275,8 +275,8 @@ impl Baking<'_> {
         if self.finished.is_empty() {
             self.step(0, base_key, &context).await?;
         }
-        for place in self.finished.len()..keys.len() {
-            self.step(place, keys[place], &context).await?;
+        for (place, key) in keys.into_iter().enumerate().skip(self.finished.len()) {
+            self.step(place, key, &context).await?;
         }
         self.image(&context).await
     }

@@ -124,7 +124,7 @@ pub fn build(
     out: &Utf8Path,
 ) -> Result<DiskInfo, DiskError> {
     let chain = Chain::new(layers, options)?;
-    if options.root_bytes < MIN_ROOT_BYTES || options.root_bytes % MIB != 0 {
+    if options.root_bytes < MIN_ROOT_BYTES || !options.root_bytes.is_multiple_of(MIB) {
         return Err(DiskError::RootSize {
             bytes: options.root_bytes,
         });

@@ -22,7 +22,7 @@ pub fn write(disk: &File, offset: u64, len: u64, volume: u32, loader: &[u8]) -> 
         .bytes_per_cluster(512)
         .volume_id(volume)
         .volume_label(*b"ESP        ");
-    format_volume(&mut Cursor::new(&mut image[..]), options)?;
+    format_volume(Cursor::new(&mut image[..]), options)?;
     {
         let system = FileSystem::new(Cursor::new(&mut image[..]), FsOptions::new())?;
         for folder in FOLDERS {

@@ -116,7 +116,8 @@ pub(super) fn check_footer(file: &File, file_len: u64) -> Result<(), String> {
     if &footer[..8] != COOKIE || checksum(&summed) != sum {
         return Err("the VHD footer is damaged".to_owned());
     }
-    if u64::from_be_bytes(footer[48..56].try_into().expect("eight bytes")) != len || len % MIB != 0
+    if u64::from_be_bytes(footer[48..56].try_into().expect("eight bytes")) != len
+        || !len.is_multiple_of(MIB)
     {
         return Err("the VHD footer states another size".to_owned());
     }

@@ -282,7 +282,7 @@ fn succeeded(outcome: Outcome) -> Result<Output> {
 
 fn source_of(outcome: Outcome) -> Result<SourceOutput> {
     match succeeded(outcome)? {
-        Output::Source(source) => Ok(source),
+        Output::Source(source) => Ok(*source),
         other => bail!("not a source: {other:?}"),
     }
 }

@@ -21,7 +21,7 @@ use crate::fail::Fail;
 use crate::output::{bytes, note};
 
 /// Zeros that are hashed at once.
-const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 /// What the file is to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
