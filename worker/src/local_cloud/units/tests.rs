@@ -102,7 +102,7 @@ fn a_service_of_a_package_that_the_pipeline_asked_for_is_an_application_also_in_
             &format!("/.\n/lib/systemd/system/{unit}\n"),
         );
         tree.enable("base", unit);
-        let status = std::fs::read_to_string(tree.path("base").join("var/lib/dpkg/status"));
+        let status = fs::read_to_string(tree.path("base").join("var/lib/dpkg/status"));
         let status = status.unwrap_or_default();
         tree.write(
             "base",
