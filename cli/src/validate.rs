@@ -103,7 +103,7 @@ fn check(path: &Path) -> Report {
                     ..Place::default()
                 },
                 path: String::new(),
-                message: format!("the file cannot be read: {error}"),
+                message: format!("the file {file} cannot be read: {error}"),
                 hint,
             };
             Report {

@@ -13,6 +13,8 @@ pub struct Marks {
     pub folder: PathBuf,
     /// The binary, a copy that only this farm uses.
     pub oast: PathBuf,
+    /// The folder for temporary files that it was given.
+    pub temporary: PathBuf,
     /// Part of the names of its control groups.
     pub group: String,
 }
@@ -26,7 +28,7 @@ impl Marks {
         found.extend(self.mounts());
         found.extend(self.groups());
         found.extend(self.loops());
-        found.extend(temporary());
+        found.extend(temporary(&self.temporary));
         found
     }
 
@@ -104,26 +106,20 @@ impl Marks {
     }
 }
 
-/// Files of ours where temporary files go.
-fn temporary() -> Vec<String> {
-    let mut found = Vec::new();
-    for folder in [
-        std::env::temp_dir(),
-        PathBuf::from("/dev/shm"),
-        PathBuf::from("/run"),
-    ] {
-        found.extend(ours_in(&folder));
+/// Files of ours where temporary files go: the folder that was named by TMPDIR, and where a
+/// program might put things without asking.
+fn temporary(own: &Path) -> Vec<String> {
+    let mut found = names(own);
+    for folder in ["/dev/shm", "/run"] {
+        let all = names(Path::new(folder)).into_iter();
+        found.extend(all.filter(|name| name.contains("/oast")));
     }
     found
 }
 
-fn ours_in(folder: &Path) -> Vec<String> {
+fn names(folder: &Path) -> Vec<String> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    let ours = entries.filter_map(|entry| {
-        let name = entry.file_name().display().to_string();
-        // Folders and locks of the tests themselves are not the farm's.
-        let ours = name.starts_with("oast") && !name.starts_with("oast-test-");
-        ours.then(|| format!("file {}", entry.path().display()))
-    });
-    ours.collect()
+    entries
+        .map(|entry| format!("file {}", entry.path().display()))
+        .collect()
 }

@@ -15,6 +15,8 @@ pub enum Seen<T> {
     This(T),
     /// Not yet, and what there is instead.
     NotYet(String),
+    /// It will not come any more, and why.
+    Never(String),
 }
 
 /// A look that found something or has a word for what it saw instead.
@@ -36,6 +38,7 @@ pub async fn until<T>(
         let last = match look().await {
             Ok(Seen::This(found)) => return Ok(found),
             Ok(Seen::NotYet(last)) => last,
+            Ok(Seen::Never(why)) => bail!("{what}: {why}"),
             Err(error) => format!("{error:#}"),
         };
         if began.elapsed() > limit {
@@ -59,6 +62,7 @@ pub fn until_blocking<T>(
         let last = match look() {
             Ok(Seen::This(found)) => return Ok(found),
             Ok(Seen::NotYet(last)) => last,
+            Ok(Seen::Never(why)) => bail!("{what}: {why}"),
             Err(error) => format!("{error:#}"),
         };
         if began.elapsed() > limit {
