@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::time::Duration;
 
-use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
+use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{ContentArrangement, Table};
 
 use super::example::SLOW_STEPS;
@@ -12,6 +12,8 @@ use super::ground::Ground;
 use super::load::Counts;
 use super::story::{Chapter, FLEET, Loss};
 
+/// Width of the table in characters; longer texts are wrapped.
+const TABLE_WIDTH: u16 = 110;
 /// Requests that the rolling update must have answered.
 const REQUESTS_MIN: u64 = 1_000;
 
@@ -61,8 +63,9 @@ impl Report {
     pub fn print(&self) {
         let mut table = Table::new();
         table
-            .load_style(UTF8_HORIZONTAL_ONLY)
-            .set_content_arrangement(ContentArrangement::Dynamic);
+            .load_style(UTF8_FULL_CONDENSED)
+            .set_content_arrangement(ContentArrangement::Dynamic)
+            .set_width(TABLE_WIDTH);
         table.set_header(["", "measured", "bar", ""]);
         for line in self.lines() {
             let mark = match line.good {

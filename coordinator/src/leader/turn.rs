@@ -7,7 +7,7 @@ use std::time::Duration;
 use oast_model::codec;
 use oast_model::fleet::{Observation, Probe, Watch};
 use oast_model::ids::{TaskId, Token};
-use oast_model::ledger::{BatchPhase, Command, FleetRecord, Ledger};
+use oast_model::ledger::{BatchKind, BatchPhase, Command, FleetRecord, Ledger};
 use oast_model::names::InstanceName;
 use oast_model::pipeline::cron;
 use oast_model::rollout::{Decision, Situation, plan};
@@ -315,11 +315,15 @@ fn probe(view: &Ledger, fleet: &FleetRecord) -> Option<Probe> {
     if !matches!(batch.phase, BatchPhase::Soaking { .. }) {
         return None;
     }
+    let gates = match batch.kind {
+        BatchKind::Rollback => Vec::new(),
+        BatchKind::Canary | BatchKind::Rolling => rollout.gates.clone(),
+    };
     Some(Probe {
         rollout: rollout.id,
         batch: u32::try_from(rollout.batches.len() - 1).ok()?,
         instances: batch.instances.clone(),
-        gates: rollout.gates.clone(),
+        gates,
     })
 }
 

@@ -13,6 +13,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU32;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -619,12 +620,8 @@ pub(super) fn batch_done(
         batch_failed(ledger, cx, id, task, reason, effects);
         return;
     }
-    // Running => Soaking; going back does not wait.
-    batch.phase = if batch.kind == BatchKind::Rollback {
-        BatchPhase::Passed
-    } else {
-        BatchPhase::Soaking { since: cx.now }
-    };
+    // Running => Soaking. Going back does not soak, but it too is over only when it was seen.
+    batch.phase = BatchPhase::Soaking { since: cx.now };
     rollout.changed = cx.seq;
     changed(ledger, id, effects);
 }
@@ -775,6 +772,10 @@ pub(super) fn judge(
             "batch {place} of rollout {id} does not soak"
         )));
     };
+    let soak = match batch.kind {
+        BatchKind::Rollback => Duration::ZERO,
+        BatchKind::Canary | BatchKind::Rolling => soak,
+    };
     if verdict.open && cx.now.since(since) < soak {
         return Err(Rejected::WrongState(format!(
             "batch {place} of rollout {id} still soaks"
@@ -795,13 +796,13 @@ pub(super) fn judge(
     if verdict.open {
         // Soaking => Passed; Canary => Rolling
         batch.phase = BatchPhase::Passed;
-        rollout.phase = RolloutPhase::Rolling;
+        if rollout.phase == RolloutPhase::Canary {
+            rollout.phase = RolloutPhase::Rolling;
+        }
         changed(ledger, id, effects);
     } else {
-        batch.phase = BatchPhase::Failed {
-            reason: verdict.reason.clone(),
-        };
-        fail(ledger, cx, id, verdict.reason, effects);
+        let task = batch.task;
+        batch_failed(ledger, cx, id, task, verdict.reason, effects);
     }
     Ok(Answer::Done)
 }

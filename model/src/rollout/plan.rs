@@ -6,7 +6,7 @@ use crate::fleet::{
     GateOutcome, GateReading, InstanceState, InstanceView, Observation, VersionRef,
 };
 use crate::ids::RolloutId;
-use crate::ledger::{BatchPhase, BeginBatch, FleetRecord, Rollout, RolloutPhase};
+use crate::ledger::{BatchKind, BatchPhase, BeginBatch, FleetRecord, Rollout, RolloutPhase};
 use crate::names::InstanceName;
 use crate::pipeline::Gate;
 use crate::resource::Fleet;
@@ -222,6 +222,10 @@ fn judge(situation: &Situation<'_>, rollout: &Rollout, since: Timestamp) -> Deci
             }
             Some(_) => {}
         }
+    }
+    if batch.kind == BatchKind::Rollback {
+        // The version before was good: it needs neither soak nor gates.
+        return verdict(true, "back and healthy".into());
     }
     let end = since + rollout.strategy.soak.duration();
     if situation.now < end {
