@@ -222,6 +222,9 @@ pub async fn run(config: WorkerConfig, process: &Process) -> Result<(), WorkerEr
     let port = Port::bind(config.listen)?;
     let store = ArtifactStore::open(&config.store_dir)?;
     let work_folder = emptied(&config, "work")?;
+    // What a killed worker leaves half-made lies in its own folder, and its next start empties it.
+    // Refused only when another worker of this process came first, which is so in tests alone.
+    let _ = tempfile::env::override_temp_dir(emptied(&config, "tmp")?.as_std_path());
     let idmap = IdMap::detect()?;
     let launcher = Launcher::new(config.helper.as_std_path(), idmap)
         .allow_host_network(config.bake.allow_host_network);
