@@ -9,6 +9,7 @@
 
 mod access;
 mod assignment;
+mod batch;
 mod command;
 mod image;
 mod lease;
@@ -399,7 +400,7 @@ impl Ledger {
             }
             Command::BeginBatch(begin) => {
                 self.lead(who)?;
-                rollout::begin_batch(self, cx, begin, effects)
+                batch::begin_batch(self, cx, begin, effects)
             }
             Command::JudgeBatch {
                 rollout,
@@ -409,12 +410,12 @@ impl Ledger {
                 readings,
             } => {
                 self.lead(who)?;
-                let verdict = rollout::Verdict {
+                let verdict = batch::Verdict {
                     open,
                     reason,
                     readings,
                 };
-                rollout::judge(self, cx, rollout, batch, verdict, effects)
+                batch::judge(self, cx, rollout, batch, verdict, effects)
             }
             Command::ConcludeRollout { rollout, debt } => {
                 self.lead(who)?;

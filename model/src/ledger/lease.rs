@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Answer, Context, Effect, Ledger, Rejected, rollout, run};
+use super::{Answer, Context, Effect, Ledger, Rejected, batch, run};
 use crate::ids::{RunId, TaskId, Token};
 use crate::names::WorkerName;
 use crate::principal::Principal;
@@ -272,9 +272,9 @@ fn finished(
             match owner {
                 TaskOwner::Run(run) => run::advance(ledger, cx, run, id, *output, effects),
                 TaskOwner::Rollout(rollout) => {
-                    rollout::batch_done(ledger, cx, rollout, id, *output, effects);
+                    batch::batch_done(ledger, cx, rollout, id, *output, effects);
                 }
-                TaskOwner::Fleet(fleet) => rollout::repair_done(ledger, &fleet, id, effects),
+                TaskOwner::Fleet(fleet) => batch::repair_done(ledger, &fleet, id, effects),
             }
         }
         Outcome::Failed { reason, details } => {
@@ -357,9 +357,9 @@ fn give_up(
     match close(ledger, cx, id, ending, Some(reason.clone())) {
         TaskOwner::Run(run) => run::conclude(ledger, cx, run, ending, reason, details, effects),
         TaskOwner::Rollout(rollout) => {
-            rollout::batch_failed(ledger, cx, rollout, id, reason, effects);
+            batch::batch_failed(ledger, cx, rollout, id, reason, effects);
         }
-        TaskOwner::Fleet(fleet) => rollout::repair_done(ledger, &fleet, id, effects),
+        TaskOwner::Fleet(fleet) => batch::repair_done(ledger, &fleet, id, effects),
     }
 }
 
