@@ -27,6 +27,7 @@ pub struct Package {
     /// None for our own.
     pub source: Option<String>,
     pub license: Option<String>,
+    pub manifest_path: PathBuf,
     pub dependencies: Vec<Dependency>,
     pub targets: Vec<Target>,
 }

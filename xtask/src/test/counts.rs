@@ -42,6 +42,20 @@ impl Counts {
     }
 }
 
+impl Counts {
+    /// Counts the scenarios that a test with a main of its own says to have passed: `ok NAME` or
+    /// `test NAME ... ok`. Its exit code decides about failure.
+    pub fn of_own_main(output: &str, succeeded: bool) -> Counts {
+        let ok = |line: &&str| line.starts_with("ok ") || line.ends_with("... ok");
+        let passed = output.lines().filter(ok).count() as u64;
+        Counts {
+            passed: if succeeded { passed.max(1) } else { passed },
+            failed: u64::from(!succeeded),
+            skipped: 0,
+        }
+    }
+}
+
 impl Add for Counts {
     type Output = Counts;
 
@@ -104,6 +118,14 @@ fn line(line: &str) -> Option<Counts> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_main_of_its_own_is_judged_by_its_exit_code() {
+        let text = "ok one\ntest two ... ok\nnoise\n";
+        assert_eq!(Counts::of_own_main(text, true).passed, 2);
+        assert_eq!(Counts::of_own_main("", true), Counts::PASSED);
+        assert_eq!(Counts::of_own_main(text, false).failed, 1);
+    }
 
     #[test]
     fn both_runners_are_understood() {

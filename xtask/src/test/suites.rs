@@ -33,6 +33,9 @@ pub struct Suite {
 enum Kind {
     /// Test targets, selected by cargo's own flags.
     Tests(Vec<String>),
+    /// A test target with a `main` of its own (`harness = false`), which is the process that
+    /// namespaces are made from and speaks no runner's protocol.
+    OwnMain { package: String, target: String },
     /// Documentation examples.
     Doc,
     /// The whole story with the real binary.
@@ -43,7 +46,9 @@ enum Kind {
 pub fn all(workspace: &Workspace) -> Vec<Suite> {
     let mut unit = vec!["--lib".to_owned(), "--bins".to_owned()];
     let mut scenarios = Vec::new();
+    let mut own_mains = Vec::new();
     for package in workspace.members() {
+        let without_harness = without_harness(&package.manifest_path);
         for target in package
             .targets
             .iter()
@@ -51,6 +56,8 @@ pub fn all(workspace: &Workspace) -> Vec<Suite> {
         {
             if package.name == SCENARIOS {
                 scenarios.push(target.name.clone());
+            } else if without_harness.contains(&target.name) {
+                own_mains.push((package.name.clone(), target.name.clone()));
             } else {
                 unit.extend(["--test".to_owned(), target.name.clone()]);
             }
@@ -71,6 +78,12 @@ pub fn all(workspace: &Workspace) -> Vec<Suite> {
             kind: Kind::Doc,
         },
     ];
+    suites.extend(own_mains.into_iter().map(|(package, target)| Suite {
+        name: format!("{package}-{target}"),
+        about: "a test with a main of its own: namespaces, real processes, real packages",
+        needs: &[&GIT, &UIDMAP, &E2FSPROGS, &QEMU_IMG],
+        kind: Kind::OwnMain { package, target },
+    }));
     suites.extend(scenarios.into_iter().map(|name| Suite {
         about: "real processes: members, workers, local cloud",
         needs: &[&GIT, &UIDMAP, &E2FSPROGS, &QEMU_IMG, &QEMU, &OVMF],
@@ -130,6 +143,12 @@ impl Suite {
         let _ = std::fs::remove_file(&skips);
         let mut command = match &self.kind {
             Kind::Tests(targets) => runner(targets),
+            Kind::OwnMain { package, target } => {
+                let mut own = cargo();
+                own.args(["test", "--release", "--locked", "--package", package]);
+                own.args(["--test", target]);
+                own
+            }
             Kind::Doc => {
                 let mut doc = cargo();
                 doc.args(["test", "--release", "--locked", "--workspace", "--doc"]);
@@ -146,7 +165,10 @@ impl Suite {
             command.env("OAST_REQUIRE_ALL", "1");
         }
         let ended = process::run(&mut command, &log, SUITE_LIMIT)?;
-        let mut counts = Counts::read(&ended.output, ended.succeeded);
+        let mut counts = match self.kind {
+            Kind::OwnMain { .. } => Counts::of_own_main(&ended.output, ended.succeeded),
+            _ => Counts::read(&ended.output, ended.succeeded),
+        };
         let skipped = std::fs::read_to_string(&skips).unwrap_or_default();
         for reason in skipped.lines() {
             println!("test:   SKIPPED: {reason}");
@@ -160,6 +182,22 @@ impl Suite {
             note: String::new(),
         })
     }
+}
+
+/// Names of the test targets that a manifest declares with `harness = false`.
+fn without_harness(manifest: &Path) -> Vec<String> {
+    let text = std::fs::read_to_string(manifest).unwrap_or_default();
+    text.split("[[test]]")
+        .skip(1)
+        .map(|section| section.split("\n[").next().unwrap_or(section))
+        .filter(|section| section.lines().any(|line| line.trim() == "harness = false"))
+        .filter_map(|section| {
+            let line = section
+                .lines()
+                .find_map(|line| line.trim().strip_prefix("name = "))?;
+            Some(line.trim_matches('"').to_owned())
+        })
+        .collect()
 }
 
 /// nextest where it is installed (a process per test, time limits), else cargo's own runner.
