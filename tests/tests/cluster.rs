@@ -18,7 +18,7 @@ use oast_tests::wait::{seen, until};
 use tonic::{Code, Status};
 
 const TEAM: &str = "apiVersion: oast/v1\nkind: Team\nname: demo\nspec:\n  description: first\n";
-const PIPELINE: &str = "apiVersion: oast/v1\nname: web\nteam: demo\nbake:\n  from: debian-12\n  steps:\n    - run: \"true\"\npublish: { image: web, channel: candidate }\n";
+const PIPELINE: &str = "apiVersion: oast/v1\nname: web\nteam: demo\ntriggers:\n  - git: { branches: [main] }\nbake:\n  from: debian-12\n  steps:\n    - run: \"true\"\npublish: { image: web, channel: candidate }\n";
 /// Runs that are submitted while leaders die.
 const SUBMISSIONS: usize = 60;
 

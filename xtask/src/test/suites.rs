@@ -35,7 +35,7 @@ enum Kind {
     Tests(Vec<String>),
     /// A test target with a `main` of its own (`harness = false`), which is the process that
     /// namespaces are made from and speaks no runner's protocol.
-    OwnMain { package: String, target: String },
+    OwnMain { target: String },
     /// Documentation examples.
     Doc,
     /// The whole story with the real binary.
@@ -82,7 +82,7 @@ pub fn all(workspace: &Workspace) -> Vec<Suite> {
         name: format!("{package}-{target}"),
         about: "a test with a main of its own: namespaces, real processes, real packages",
         needs: &[&GIT, &UIDMAP, &E2FSPROGS, &QEMU_IMG],
-        kind: Kind::OwnMain { package, target },
+        kind: Kind::OwnMain { target },
     }));
     suites.extend(scenarios.into_iter().map(|name| Suite {
         about: "real processes: members, workers, local cloud",
@@ -143,10 +143,17 @@ impl Suite {
         let _ = std::fs::remove_file(&skips);
         let mut command = match &self.kind {
             Kind::Tests(targets) => runner(targets),
-            Kind::OwnMain { package, target } => {
+            Kind::OwnMain { target } => {
                 let mut own = cargo();
-                own.args(["test", "--release", "--locked", "--package", package]);
-                own.args(["--test", target]);
+                // The whole workspace, so that no dependency gets other features than it has.
+                own.args([
+                    "test",
+                    "--release",
+                    "--locked",
+                    "--workspace",
+                    "--test",
+                    target,
+                ]);
                 own
             }
             Kind::Doc => {
