@@ -215,6 +215,40 @@ async fn a_farm_refuses_what_is_wrong_and_goes_on() -> Result<()> {
     farm.finish().await
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bake_that_cannot_go_on_names_its_step_and_leaves_nothing() -> Result<()> {
+    let test = "a_bake_that_cannot_go_on_names_its_step_and_leaves_nothing";
+    let Some(oast) = need::oast(test) else {
+        return Ok(());
+    };
+    let farm = Plan::new(&oast)
+        .members(1)
+        .worker(&["source", "bake", "test", "publish"])
+        .start()
+        .await?;
+    farm.apply(TEAM).await?;
+    let cli = farm.cli().limit(Duration::from_secs(300));
+    let copy = Copy::new()?;
+
+    // What is to be copied is not in the commit.
+    let missing = "  from: debian-12\n  steps:\n    - copy: { from: web/sight, to: /srv }\n";
+    copy.commit("missing", &[("oast.yaml", &pipeline(missing))])?;
+    let done = cli.clone().at(copy.folder()).run(&["run"])?;
+    farm.explain(done.failed(1, &["the commit has no web/sight"]))?;
+    no_half_made(farm.folder())?;
+
+    // A command fails: its words, its status and what it said.
+    let failing = "  from: debian-12\n  steps:\n    - run: echo the oven is cold >&2; exit 7\n";
+    copy.commit("failing", &[("oast.yaml", &pipeline(failing))])?;
+    let done = cli.clone().at(copy.folder()).run(&["run"])?;
+    farm.explain(done.failed(1, &["the oven is cold", "status 7"]))?;
+    no_half_made(farm.folder())?;
+
+    let images = cli.good(&["list", "images", "-o", "json"])?;
+    ensure!(!images.contains("\"web:1\""), "{images}");
+    farm.finish().await
+}
+
 fn no_half_made(folder: &Path) -> Result<()> {
     let work = folder.join("worker-1/work");
     let left = fs::read_dir(&work).with_context(|| format!("look into {}", work.display()))?;

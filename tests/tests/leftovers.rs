@@ -1,6 +1,6 @@
 //! Nothing is left of a quickstart, however it ends: after Ctrl-C, after SIGKILL of itself, and after
-//! SIGKILL of each process of the farm in turn, always in the middle of a bake. As whoever runs the
-//! test, and as root also as an ordinary user.
+//! SIGKILL of each process of the farm in turn, in the middle of a bake; and after SIGKILL of the
+//! local cloud whose instances serve. As whoever runs the test, and as root also as an ordinary user.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -9,10 +9,10 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use oast_tests::need;
 use oast_tests::ports::Ports;
 use oast_tests::traces::Marks;
 use oast_tests::wait::{Seen, seen, until_blocking};
+use oast_tests::{http, need};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
@@ -20,6 +20,10 @@ use tempfile::TempDir;
 const USER: &str = "oast-left";
 /// From the start until a bake is under way, on a busy machine.
 const BAKING: Duration = Duration::from_secs(180);
+/// From the start until the fleet serves its first page, on a busy machine.
+const SERVING: Duration = Duration::from_secs(400);
+/// The fleet's port above the first one, as `oast quickstart --help` says.
+const FLEET_PORT_OFFSET: u16 = 637;
 /// Until everything has ended; quickstart gives its processes five seconds.
 const ENDED: Duration = Duration::from_secs(40);
 
@@ -36,14 +40,17 @@ enum End {
     KillInit,
     /// SIGKILL to every daemon in turn, then SIGINT to quickstart.
     KillEach,
+    /// SIGKILL to the local cloud when its fleet serves, then to quickstart.
+    KillServing,
 }
 
-const ENDS: [End; 5] = [
+const ENDS: [End; 6] = [
     End::Interrupt,
     End::Kill,
     End::KillJanitor,
     End::KillInit,
     End::KillEach,
+    End::KillServing,
 ];
 
 #[test]
@@ -186,18 +193,12 @@ impl Stage {
         fs::read_to_string(self.folder.path().join("output")).unwrap_or_default()
     }
 
-    /// Waits for the bake, ends the farm, and waits until quickstart itself has ended.
+    /// Waits for the moment, ends the farm, and waits until quickstart itself has ended.
     fn end(&self, quickstart: &mut Child, end: End) -> Result<()> {
-        until_blocking("a bake is under way", BAKING, || {
-            if let Some(status) = quickstart.try_wait()? {
-                return Ok(Seen::Never(format!("quickstart ended with {status}")));
-            }
-            let works = ["workers/1/work", "workers/2/work"];
-            let begun = works.iter().any(|work| {
-                fs::read_dir(self.data.join(work)).is_ok_and(|mut inside| inside.next().is_some())
-            });
-            Ok(seen(begun.then_some(()), "nothing is being baked"))
-        })?;
+        match end {
+            End::KillServing => self.serves(quickstart)?,
+            _ => self.bakes(quickstart)?,
+        }
         let pid = Pid::from_child(quickstart);
         match end {
             End::Interrupt => kill_process(pid, Signal::INT)?,
@@ -213,9 +214,41 @@ impl Stage {
                 }
                 kill_process(pid, Signal::INT)?;
             }
+            End::KillServing => {
+                let cloud = self.processes("local-cloud");
+                ensure!(!cloud.is_empty(), "no local cloud runs");
+                for process in cloud {
+                    kill_process(process, Signal::KILL)?;
+                }
+                kill_process(pid, Signal::KILL)?;
+            }
         }
         until_blocking("the end of quickstart", ENDED, || {
             Ok(seen(quickstart.try_wait()?.map(drop), "it still runs"))
+        })
+    }
+
+    fn serves(&self, quickstart: &mut Child) -> Result<()> {
+        let address = format!("127.0.0.1:{}", self.ports.base() + FLEET_PORT_OFFSET);
+        until_blocking("the fleet serves", SERVING, || {
+            if let Some(status) = quickstart.try_wait()? {
+                return Ok(Seen::Never(format!("quickstart ended with {status}")));
+            }
+            let served = http::get(&address, "/").is_ok_and(|answer| answer.status == 200);
+            Ok(seen(served.then_some(()), "no page"))
+        })
+    }
+
+    fn bakes(&self, quickstart: &mut Child) -> Result<()> {
+        until_blocking("a bake is under way", BAKING, || {
+            if let Some(status) = quickstart.try_wait()? {
+                return Ok(Seen::Never(format!("quickstart ended with {status}")));
+            }
+            let works = ["workers/1/work", "workers/2/work"];
+            let begun = works.iter().any(|work| {
+                fs::read_dir(self.data.join(work)).is_ok_and(|mut inside| inside.next().is_some())
+            });
+            Ok(seen(begun.then_some(()), "nothing is being baked"))
         })
     }
 

@@ -2,9 +2,8 @@
 //! a harness, because the test binary is also the sandbox's helper (`internal sandbox`), the image's
 //! web server (`serve`) and a whole local cloud that is killed (`cloud`).
 //!
-//! The image is made of this machine's shell and tools, so nothing is downloaded; its own init is
-//! tried when `OAST_TEST_DEBIAN` names a folder with the layers `base`, `app` and `app2` of a Debian
-//! with systemd and nginx.
+//! The image is made of this machine's shell and tools, so nothing is downloaded. An image's own init
+//! is tried where a Debian image is baked: quickstart as root, and `tests/tests/leftovers.rs`.
 
 #![expect(
     clippy::disallowed_methods,
@@ -57,13 +56,8 @@ fn main() -> Result<()> {
     match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["internal", ..] => oast_worker::sandbox::entry(),
         ["serve"] => serve(),
-        ["cloud", folder, layers, boot] => {
-            let boot = if boot == "Units" {
-                BootPolicy::Units
-            } else {
-                BootPolicy::Auto
-            };
-            let cloud = cloud_until_killed(Utf8Path::new(folder), Utf8Path::new(layers), boot);
+        ["cloud", folder, layers] => {
+            let cloud = cloud_until_killed(Utf8Path::new(folder), Utf8Path::new(layers));
             runtime()?.block_on(cloud)
         }
         _ => runtime()?.block_on(all()),
@@ -243,18 +237,13 @@ fn libraries(file: &Path) -> Result<Vec<PathBuf>> {
 
 // ---- a local cloud -----------------------------------------------------------------------------
 
-fn plain(layers: &Utf8Path) -> Arc<dyn LayerSource> {
-    Arc::new(PlainFolders(layers.to_owned()))
-}
-
 struct Farm {
     cloud: Running,
     process: Process,
     provider: LocalProvider,
-    service_port: u16,
 }
 
-async fn farm(folder: &Utf8Path, layers: Arc<dyn LayerSource>, boot: BootPolicy) -> Result<Farm> {
+async fn farm(folder: &Utf8Path, layers: Arc<dyn LayerSource>) -> Result<Farm> {
     let clock = SystemClock::shared();
     let tasks = Tasks::new(clock.clone(), CancellationToken::new());
     let process = Process {
@@ -271,7 +260,7 @@ async fn farm(folder: &Utf8Path, layers: Arc<dyn LayerSource>, boot: BootPolicy)
         data_dir: folder.join("cloud"),
         store_dir: folder.join("store"),
         token_file,
-        boot,
+        boot: BootPolicy::Units,
         ..LocalCloudConfig::default()
     };
     let idmap = IdMap::detect()?;
@@ -281,7 +270,7 @@ async fn farm(folder: &Utf8Path, layers: Arc<dyn LayerSource>, boot: BootPolicy)
             layers,
             folder: folder.join("cloud/instances"),
             farm: config.farm_name(),
-            boot,
+            boot: BootPolicy::Units,
             clock: process.clock.clone(),
             tasks,
         })?) as Arc<dyn Runtime>)
@@ -296,15 +285,11 @@ async fn farm(folder: &Utf8Path, layers: Arc<dyn LayerSource>, boot: BootPolicy)
         cloud,
         process,
         provider,
-        service_port: PORT,
     })
 }
 
-async fn cloud_until_killed(folder: &Utf8Path, layers: &Utf8Path, boot: BootPolicy) -> Result<()> {
-    let mut farm = farm(folder, plain(layers), boot).await?;
-    if boot == BootPolicy::Auto {
-        farm.service_port = 80;
-    }
+async fn cloud_until_killed(folder: &Utf8Path, layers: &Utf8Path) -> Result<()> {
+    let farm = farm(folder, Arc::new(PlainFolders(layers.to_owned()))).await?;
     farm.fill(2).await?;
     println!("serving");
     std::future::pending().await
@@ -316,7 +301,7 @@ impl Farm {
             name: "web".to_owned(),
             fleet: "prod".to_owned(),
             listen: "127.0.0.1:0".parse()?,
-            service_port: self.service_port,
+            service_port: PORT,
             health: HealthCheck {
                 path: "/".to_owned(),
                 status: 200,
@@ -509,29 +494,8 @@ async fn all() -> Result<()> {
     units_of_an_image_run_and_are_replaced_without_a_failed_request(&folder).await?;
     println!("ok: units_of_an_image_run_and_are_replaced_without_a_failed_request");
     let layers = folder.join("layers");
-    nothing_is_left_of_a_killed_cloud(&folder.join("killed"), &layers, BootPolicy::Units, SERVER)?;
+    nothing_is_left_of_a_killed_cloud(&folder.join("killed"), &layers)?;
     println!("ok: nothing_is_left_of_a_killed_cloud");
-    match std::env::var("OAST_TEST_DEBIAN") {
-        Ok(layers) => {
-            nothing_is_left_of_a_killed_cloud(
-                &folder.join("killed-debian"),
-                Utf8Path::new(&layers),
-                BootPolicy::Auto,
-                "nginx: master",
-            )?;
-            println!("ok: nothing_is_left_of_a_killed_cloud, Auto");
-            for boot in [BootPolicy::Auto, BootPolicy::Units] {
-                debian_serves(
-                    &folder.join(format!("debian-{boot:?}")),
-                    Utf8Path::new(&layers),
-                    boot,
-                )
-                .await?;
-                println!("ok: debian_serves, {boot:?}");
-            }
-        }
-        Err(_) => println!("SKIPPED: debian_serves (OAST_TEST_DEBIAN is not set)"),
-    }
     Ok(())
 }
 
@@ -539,7 +503,7 @@ async fn units_of_an_image_run_and_are_replaced_without_a_failed_request(
     folder: &Utf8Path,
 ) -> Result<()> {
     let layers = Arc::new(stored(folder, IdMap::detect()?)?);
-    let farm = farm(&folder.join("units"), layers, BootPolicy::Units).await?;
+    let farm = farm(&folder.join("units"), layers).await?;
     let began = Instant::now();
     let address = farm.fill(3).await?;
     println!("3 instances serve after {:?}", began.elapsed());
@@ -583,25 +547,15 @@ async fn units_of_an_image_run_and_are_replaced_without_a_failed_request(
     Ok(())
 }
 
-fn nothing_is_left_of_a_killed_cloud(
-    place: &Utf8Path,
-    layers: &Utf8Path,
-    boot: BootPolicy,
-    sign: &str,
-) -> Result<()> {
+fn nothing_is_left_of_a_killed_cloud(place: &Utf8Path, layers: &Utf8Path) -> Result<()> {
     let mut cloud = Command::new(std::env::current_exe()?)
-        .args([
-            "cloud",
-            place.as_str(),
-            layers.as_str(),
-            &format!("{boot:?}"),
-        ])
+        .args(["cloud", place.as_str(), layers.as_str()])
         .stdout(Stdio::piped())
         .spawn()?;
     let mut line = String::new();
     BufReader::new(cloud.stdout.take().context("stdout")?).read_line(&mut line)?;
     ensure!(line == "serving\n", "{line:?}");
-    ensure!(!leftovers(sign)?.is_empty(), "its servers run");
+    ensure!(!leftovers(SERVER)?.is_empty(), "its servers run");
     let group = LocalCloudConfig {
         data_dir: place.join("cloud"),
         ..LocalCloudConfig::default()
@@ -611,11 +565,11 @@ fn nothing_is_left_of_a_killed_cloud(
     cloud.kill()?;
     cloud.wait()?;
     let began = Instant::now();
-    while !leftovers(sign)?.is_empty() || Path::new(&group).exists() {
+    while !leftovers(SERVER)?.is_empty() || Path::new(&group).exists() {
         ensure!(
             began.elapsed() < PATIENCE,
             "left: {:?}, {group}",
-            leftovers(sign)?
+            leftovers(SERVER)?
         );
         std::thread::sleep(Duration::from_millis(5));
     }
@@ -641,43 +595,4 @@ fn leftovers(text: &str) -> Result<Vec<String>> {
         }
     }
     Ok(found)
-}
-
-async fn debian_serves(folder: &Utf8Path, layers: &Utf8Path, boot: BootPolicy) -> Result<()> {
-    let mut farm = farm(folder, plain(layers), boot).await?;
-    farm.service_port = 80;
-    let began = Instant::now();
-    let address = farm.fill(1).await?;
-    println!("{boot:?}: 1 Debian serves after {:?}", began.elapsed());
-    let began = Instant::now();
-    for id in 1..6 {
-        farm.provider
-            .create(&target("create", id), &version("app"))
-            .await?;
-    }
-    let fleet = farm.wait(|f| serving(f) == 6).await?;
-    println!(
-        "{boot:?}: 5 more after {:?}; {:?}",
-        began.elapsed(),
-        one(&fleet, 0).map(|i| i.note.clone())
-    );
-    println!("{boot:?}: {}", get(address, "/")?);
-    let client = Client::start(address);
-    let took = farm.roll(6, "app2").await?;
-    println!(
-        "{boot:?}: 6 replaced one by one in {took:?}, {} requests",
-        client.end()?
-    );
-    ensure!(get(address, "/")?.contains("version 2"));
-    let set = farm.cloud.handle.set("web").await?;
-    let gaps: Vec<u64> = set
-        .instances
-        .iter()
-        .filter_map(|i| i.record.history.back().map(|h| h.gap_ms))
-        .collect();
-    println!("{boot:?}: gaps (stop of the old to start of the new) in ms: {gaps:?}");
-    let began = Instant::now();
-    farm.end().await?;
-    println!("{boot:?}: all stopped in {:?}", began.elapsed());
-    Ok(())
 }
