@@ -234,7 +234,10 @@ async fn a_bake_that_cannot_go_on_names_its_step_and_leaves_nothing() -> Result<
     let missing = "  from: debian-12\n  steps:\n    - copy: { from: web/sight, to: /srv }\n";
     copy.commit("missing", &[("oast.yaml", &pipeline(missing))])?;
     let done = cli.clone().at(copy.folder()).run(&["run"])?;
-    farm.explain(done.failed(1, &["the commit has no web/sight"]))?;
+    farm.explain(done.failed(
+        1,
+        &["bake.steps[0]", "web/sight", "the commit does not have"],
+    ))?;
     no_half_made(farm.folder())?;
 
     // A command fails: its words, its status and what it said.

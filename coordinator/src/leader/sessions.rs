@@ -63,6 +63,10 @@ impl WorkerService {
         match view.token(&hash) {
             Some(known) if known.principal.kind == PrincipalKind::Worker => Ok(()),
             Some(_) => Err(Status::permission_denied("this token is no worker's")),
+            // No token is known before the first command, so this one is not wrong yet.
+            None if view.farm().name.is_empty() => {
+                Err(Status::unavailable("the farm is not initialised yet"))
+            }
             None => Err(Status::unauthenticated("this token is not known here")),
         }
     }
