@@ -244,7 +244,7 @@ async fn a_bake_that_cannot_go_on_names_its_step_and_leaves_nothing() -> Result<
     let failing = "  from: debian-12\n  steps:\n    - run: echo the oven is cold >&2; exit 7\n";
     copy.commit("failing", &[("oast.yaml", &pipeline(failing))])?;
     let done = cli.clone().at(copy.folder()).run(&["run"])?;
-    farm.explain(done.failed(1, &["the oven is cold", "status 7"]))?;
+    farm.explain(done.failed(1, &["the oven is cold", "exit code 7"]))?;
     no_half_made(farm.folder())?;
 
     let images = cli.good(&["list", "images", "-o", "json"])?;
