@@ -242,43 +242,44 @@ impl Workers for Leader {
         let Some(Up::Hello(hello)) = up.message().await?.and_then(|first| first.message) else {
             return Err(Status::invalid_argument("no hello"));
         };
-        let first = self.with(|state| match state.redirect {
-            Some(leader) => Down::Redirect(wire::Redirect {
-                leader: leader.to_string(),
-            }),
-            None => {
-                // Numbers count within an incarnation.
-                if state.hellos.last().map(|last| last.incarnation) != Some(hello.incarnation) {
-                    state.copies.clear();
-                }
-                state.hellos.push(hello);
-                state.down = Some(down.clone());
-                Down::Welcome(wire::Welcome {
-                    term: state.term,
-                    applied: state.applied,
-                    heartbeat_ms: 50,
-                    lease_ttl_ms: 2000,
-                })
-            }
-        });
-        let send = |message| {
-            Ok(wire::ToWorker {
+        let (redirect, term, applied) =
+            self.with(|state| (state.redirect, state.term, state.applied));
+        let say = async |message| {
+            let message = wire::ToWorker {
                 message: Some(message),
-            })
+            };
+            let _ = down.send(Ok(message)).await;
         };
-        let redirected = matches!(first, Down::Redirect(_));
-        let _ = down.send(send(first)).await;
-        if redirected {
+        if let Some(leader) = redirect {
+            say(Down::Redirect(wire::Redirect {
+                leader: leader.to_string(),
+            }))
+            .await;
             return Ok(Response::new(ReceiverStream::new(stream)));
         }
-        let (term, applied) = self.with(|state| (state.term, state.applied));
-        let complete = Down::Assignments(wire::Assignments {
+        say(Down::Welcome(wire::Welcome {
+            term,
+            applied,
+            heartbeat_ms: 50,
+            lease_ttl_ms: 2000,
+        }))
+        .await;
+        say(Down::Assignments(wire::Assignments {
             term,
             applied,
             begin: Vec::new(),
             ended: Vec::new(),
+        }))
+        .await;
+        // Only now may the test speak: whatever it says comes after the welcome.
+        self.with(|state| {
+            // Numbers count within an incarnation.
+            if state.hellos.last().map(|last| last.incarnation) != Some(hello.incarnation) {
+                state.copies.clear();
+            }
+            state.hellos.push(hello);
+            state.down = Some(down.clone());
         });
-        let _ = down.send(send(complete)).await;
         let weak = down.downgrade();
         drop(down);
         let leader = self.clone();

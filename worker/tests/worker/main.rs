@@ -549,7 +549,14 @@ async fn killed_in_the_middle(
             run.command = run.command.replace(MARKER, "0.1");
         }
     }
+    let sessions = leader.hellos().len();
     let _worker = farm.start(&[leader.address])?;
+    // The dead worker's stream may still look open; what is said into it is lost.
+    leader
+        .until("the successor's session", |leader| {
+            (leader.hellos().len() > sessions).then_some(())
+        })
+        .await?;
     let fourth = farm.bake(&source, done);
     leader.assign(&fourth).await?;
     let outcome = leader.outcome(fourth.token).await?;
