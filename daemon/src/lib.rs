@@ -20,3 +20,4 @@ pub mod shutdown;
 pub mod task;
 pub mod telemetry;
 pub mod testing;
+pub mod tls;

@@ -3,14 +3,16 @@
 //! `axum::serve` sets neither keepalive nor stream limits, so the accept loop is here:
 //!
 //! ```text
-//! bind (loopback only) -> accept, bounded -> hyper auto builder -> router (axum + tonic routes)
+//! bind -> accept, bounded -> (TLS) -> hyper auto builder -> router (axum + tonic routes)
 //!                              |                    |
 //!                           shutdown            shutdown: GOAWAY, finish what is open,
 //!                        stops accepting        drop it at the drain deadline
 //! ```
 //!
-//! There is no TLS yet, so an address that others can reach is refused ([`BindError::Exposed`]):
-//! tokens would travel in the clear. A gRPC router joins by `Routes::into_axum_router`.
+//! Without TLS an address that others can reach is refused ([`BindError::Exposed`]): tokens would
+//! travel in the clear. With it ([`Port::bind_tls`]) each connection first shakes hands in its own
+//! task, so that a slow stranger holds up nobody, and requests carry who is on the other end as an
+//! extension of type [`Name`]. A gRPC router joins by `Routes::into_axum_router`.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
@@ -28,6 +30,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use serde::Deserialize;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -37,6 +40,7 @@ use crate::clock::{SharedClock, timeout};
 use crate::config::{Problems, TimeSpan, Validate};
 use crate::metrics::{Counter, Counters, Gauge, Histograms, Metric, Metrics};
 use crate::task::{TaskHandle, TaskKind, Tasks};
+use crate::tls::{Acceptor, Identity, Name, Purpose};
 
 mod holder;
 
@@ -53,6 +57,8 @@ pub struct Limits {
     pub max_streams: u32,
     /// Largest header block of a request in bytes. Default 16384, at least 8192.
     pub max_header_bytes: u32,
+    /// Time a client may take for the TLS handshake. Default 10s.
+    pub handshake_timeout: TimeSpan,
     /// Time an HTTP/1 client may take for a request's head. Default 10s.
     pub header_timeout: TimeSpan,
     /// Time between HTTP/2 pings on a connection. Default 20s.
@@ -70,6 +76,7 @@ impl Default for Limits {
             max_connections: 1024,
             max_streams: 256,
             max_header_bytes: 16 * 1024,
+            handshake_timeout: TimeSpan::from_secs(10),
             header_timeout: TimeSpan::from_secs(10),
             keepalive_interval: TimeSpan::from_secs(20),
             keepalive_timeout: TimeSpan::from_secs(10),
@@ -148,6 +155,7 @@ pub struct Peer(pub SocketAddr);
 pub struct Port {
     listener: StdListener,
     address: SocketAddr,
+    tls: Option<(Identity, Purpose)>,
 }
 
 impl Port {
@@ -159,6 +167,22 @@ impl Port {
         if !address.ip().is_loopback() {
             return Err(BindError::Exposed { address });
         }
+        Port::take(address, None)
+    }
+
+    /// Takes any address, on which everybody must speak TLS.
+    ///
+    /// # Errors
+    /// See [`BindError`].
+    pub fn bind_tls(
+        address: SocketAddr,
+        identity: Identity,
+        purpose: Purpose,
+    ) -> Result<Port, BindError> {
+        Port::take(address, Some((identity, purpose)))
+    }
+
+    fn take(address: SocketAddr, tls: Option<(Identity, Purpose)>) -> Result<Port, BindError> {
         let refused = |err: io::Error| match err.kind() {
             io::ErrorKind::AddrInUse => BindError::InUse {
                 address,
@@ -169,7 +193,11 @@ impl Port {
         let listener = StdListener::bind(address).map_err(refused)?;
         listener.set_nonblocking(true).map_err(refused)?;
         let address = listener.local_addr().map_err(refused)?;
-        Ok(Port { listener, address })
+        Ok(Port {
+            listener,
+            address,
+            tls,
+        })
     }
 
     /// The address with the port the kernel chose.
@@ -184,9 +212,13 @@ impl Port {
     /// When the runtime cannot take over the socket.
     pub fn serve(self, router: Router, with: &Serving) -> io::Result<TaskHandle> {
         let listener = TcpListener::from_std(self.listener)?;
-        info!(address = %self.address, "Listening.");
+        let tls = self.tls.map(|(identity, purpose)| {
+            Acceptor::new(identity, purpose, with.limits.handshake_timeout.duration())
+        });
+        info!(address = %self.address, tls = tls.is_some(), "Listening.");
         let accept = Accept {
             listener,
+            tls,
             router: TowerToHyperService::new(router),
             limits: with.limits,
             clock: with.clock.clone(),
@@ -231,6 +263,7 @@ impl Counts {
 
 struct Accept {
     listener: TcpListener,
+    tls: Option<Acceptor>,
     router: TowerToHyperService<Router>,
     limits: Limits,
     clock: SharedClock,
@@ -271,44 +304,59 @@ impl Accept {
                 }
             };
             let connection = Connection {
-                stream,
                 service: Counted {
                     router: self.router.clone(),
                     peer: Peer(peer),
+                    who: None,
                     clock: self.clock.clone(),
                     counts: self.counts.clone(),
                 },
                 limits: self.limits,
                 shutdown: shutdown.clone(),
             };
+            let tls = self.tls.clone();
             let _handle = self
                 .tasks
                 .spawn("connection", TaskKind::REQUEST, async move {
                     let _slot = slot;
-                    connection.run().await;
+                    connection.open(stream, tls.as_ref()).await;
                 });
         }
     }
 }
 
 struct Connection {
-    stream: TcpStream,
     service: Counted,
     limits: Limits,
     shutdown: CancellationToken,
 }
 
 impl Connection {
-    async fn run(self) {
+    async fn open(mut self, stream: TcpStream, tls: Option<&Acceptor>) {
+        if let Err(err) = stream.set_nodelay(true) {
+            debug!(error = %err, "No TCP_NODELAY on a connection.");
+        }
+        let Some(tls) = tls else {
+            return self.run(stream).await;
+        };
+        let peer = self.service.peer.0;
+        let accepted = tokio::select! {
+            accepted = tls.accept(stream, peer) => accepted,
+            // Nothing was asked yet, so nothing has to be finished.
+            () = self.shutdown.cancelled() => None,
+        };
+        if let Some(accepted) = accepted {
+            self.service.who = accepted.who;
+            self.run(accepted.stream).await;
+        }
+    }
+
+    async fn run(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
         let Connection {
-            stream,
             service,
             limits,
             shutdown,
         } = self;
-        if let Err(err) = stream.set_nodelay(true) {
-            debug!(error = %err, "No TCP_NODELAY on a connection.");
-        }
         let clock = service.clock.clone();
         let _open = Open::count(&service.counts.connections);
         let builder = builder(&limits);
@@ -369,6 +417,8 @@ fn builder(limits: &Limits) -> auto::Builder<TokioExecutor> {
 struct Counted {
     router: TowerToHyperService<Router>,
     peer: Peer,
+    /// Who showed a certificate.
+    who: Option<Name>,
     clock: SharedClock,
     counts: Counts,
 }
@@ -381,6 +431,9 @@ impl Service<Request<Incoming>> for Counted {
 
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
         request.extensions_mut().insert(self.peer);
+        if let Some(who) = &self.who {
+            request.extensions_mut().insert(who.clone());
+        }
         let grpc = request.headers().get(CONTENT_TYPE);
         let grpc = grpc.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
         let kind = if grpc { "grpc" } else { "page" };

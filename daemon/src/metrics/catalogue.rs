@@ -112,6 +112,15 @@ catalogue! {
     HttpAcceptErrors = Counter, "oast_http_accept_errors_total", [],
         "Connections that the kernel could not hand over, for example for lack of file descriptors.";
 
+    TlsCertificateExpiry = Gauge, "oast_tls_certificate_expiry_timestamp_seconds", ["certificate"],
+        "End of a certificate since the Unix epoch in seconds (identity, issuer, authority, people).";
+    TlsHandshakes = Counter, "oast_tls_handshakes_total", ["kind"],
+        "TLS handshakes that this process answered, by kind (full, resumed).";
+    TlsHandshakeFailures = Counter, "oast_tls_handshake_failures_total", ["reason"],
+        "TLS handshakes that this process answered and that failed, by reason (expired, unknown_authority, other_farm, no_tls, ...).";
+    TlsRenewals = Counter, "oast_tls_renewals_total", ["outcome"],
+        "Renewals of the process's own certificate by outcome (renewed, failed).";
+
     RaftTerm = Gauge, "oast_raft_term", [],
         "Current term.";
     RaftIsLeader = Gauge, "oast_raft_is_leader", [],
