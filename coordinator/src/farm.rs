@@ -14,6 +14,7 @@ use oast_daemon::clock::{SharedClock, timeout};
 use oast_model::ids::Seq;
 use oast_model::ledger::{Answer, Command, Ledger, Rejected, Request};
 use oast_model::principal::Principal;
+use oast_model::time::Timestamp;
 use oast_proto::peer::v1::peer_client::PeerClient;
 use tokio::sync::watch;
 use tonic::transport::{Channel, Endpoint};
@@ -41,6 +42,13 @@ impl Deref for FarmView {
 
     fn deref(&self) -> &Ledger {
         &self.0.view
+    }
+}
+
+impl FarmView {
+    /// The newest time that the ledger has seen.
+    pub fn now(&self) -> Timestamp {
+        Timestamp::from_millis(self.0.mark.now_ms)
     }
 }
 

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!   view changed ─┐
-//!   worker said   ├─> one turn: look at the ledger and the desk ─> proposals, messages to workers
-//!   time passed  ─┘            (pure functions of model)              (each at most once in flight)
+//!   worker said   ├─> one turn of the office: look at the ledger and the desk ─> acts
+//!   time passed  ─┘            (pure, see [`office`])                             (performed here)
 //! ```
 //!
 //! Everything here is memory of one term ([`desk::Desk`]): who is connected, what was heard when,
@@ -12,20 +12,23 @@
 //! what should be, so a missed event costs one turn and nothing else.
 
 pub mod desk;
+pub mod office;
 pub mod sessions;
-mod turn;
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use oast_daemon::clock::SharedClock;
 use oast_daemon::task::{TaskKind, Tasks};
+use oast_model::codec;
 use oast_model::fleet::Observation;
-use oast_model::ids::{TaskId, Token};
 use oast_model::ledger::Command;
-use oast_model::names::{FleetName, PipelineName, TeamName};
+use oast_model::names::FleetName;
 use oast_model::schedule::Session;
+use oast_model::task::Assignment;
+use oast_proto::worker::v1 as wire;
+use oast_proto::worker::v1::to_worker::Message;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
@@ -33,7 +36,9 @@ use tracing::{debug, info, warn};
 use crate::api::sight::{LeaderSight, WorkerSight};
 use crate::farm::{Farm, WriteError};
 use crate::secrets::Secrets;
-use desk::Desk;
+use desk::SessionId;
+use office::{Act, Key, Look, Note, Office, Outcome};
+use sessions::Outbox;
 
 /// How the leader treats its workers.
 #[derive(Clone, Copy, Debug)]
@@ -53,27 +58,18 @@ impl Default for Options {
     }
 }
 
-/// Longest time between two turns of a leader: bounds the harm of a missed wake-up.
-const TURN_MAX: Duration = Duration::from_secs(1);
-
-/// A proposal in flight. The same one is not made again before its answer is there.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Pending {
-    Grant(TaskId),
-    Expire(Token),
-    Fleet(FleetName),
-    Cron(TeamName, PipelineName),
-}
-
-/// The leader's part of a member. Idle while another member leads.
+/// The leader's part of a member: performs what its [`Office`] decides. Idle while another member
+/// leads.
 pub struct Leader {
     farm: Farm,
     secrets: Secrets,
     clock: SharedClock,
     tasks: Tasks,
     options: Options,
-    desk: Mutex<Desk>,
-    pending: Mutex<BTreeSet<Pending>>,
+    /// Locked before `outboxes` where both are.
+    office: Mutex<Office>,
+    /// The ways to connected workers. Bounded; a session that does not keep up is ended.
+    outboxes: Mutex<BTreeMap<SessionId, Outbox>>,
     wake: Notify,
 }
 
@@ -95,8 +91,8 @@ impl Leader {
             clock,
             tasks,
             options,
-            desk: Mutex::default(),
-            pending: Mutex::default(),
+            office: Mutex::new(Office::new(options.lease_ttl)),
+            outboxes: Mutex::default(),
             wake: Notify::new(),
         })
     }
@@ -123,43 +119,135 @@ impl Leader {
 
     /// How many workers are connected to this leader.
     pub fn connected(&self) -> usize {
-        self.desk().sessions().count()
+        self.office().desk().sessions().count()
     }
 
-    fn desk(&self) -> MutexGuard<'_, Desk> {
-        self.desk.lock().unwrap_or_else(PoisonError::into_inner)
+    fn office(&self) -> MutexGuard<'_, Office> {
+        self.office.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn pending(&self) -> MutexGuard<'_, BTreeSet<Pending>> {
-        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    fn outboxes(&self) -> MutexGuard<'_, BTreeMap<SessionId, Outbox>> {
+        self.outboxes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn is_pending(&self, key: &Pending) -> bool {
-        self.pending().contains(key)
-    }
-
-    /// Proposes in the background, at most once at a time for each key.
-    fn propose(self: &Arc<Self>, key: Pending, command: Command) {
-        if !self.pending().insert(key.clone()) {
-            return;
+    /// Does what is due and says how long nothing will be due if nothing changes.
+    fn turn(self: &Arc<Self>) -> Duration {
+        let term = self.farm.leading();
+        let view = self.farm.view();
+        let mut office = self.office();
+        let rest = office.turn(Look {
+            view: &view,
+            applied: view.now(),
+            term,
+            now: self.clock.monotonic(),
+            wall: self.clock.wall(),
+        });
+        let lost = self.perform(office.take_acts());
+        for session in &lost {
+            office.undelivered(*session);
         }
+        match lost.is_empty() {
+            true => rest,
+            // Another worker watches its fleets now.
+            false => Duration::ZERO,
+        }
+    }
+
+    /// Performs acts in order; returns the sessions that did not keep up.
+    fn perform(self: &Arc<Self>, acts: Vec<Act>) -> Vec<SessionId> {
+        let mut lost = Vec::new();
+        for act in acts {
+            match act {
+                Act::Propose { key, command } => self.propose(key, *command),
+                Act::Send { session, note } => {
+                    let message = self.letter(note);
+                    if !lost.contains(&session) && !self.send(session, message) {
+                        lost.push(session);
+                    }
+                }
+                Act::Close { session } => drop(self.outboxes().remove(&session)),
+            }
+        }
+        lost
+    }
+
+    /// Hands a message over without waiting. False when the session does not keep up or is gone.
+    fn send(&self, session: SessionId, message: Message) -> bool {
+        let mut outboxes = self.outboxes();
+        let Some(to) = outboxes.get(&session) else {
+            return false;
+        };
+        let message = wire::ToWorker {
+            message: Some(message),
+        };
+        if let Err(error) = to.try_send(Ok(message)) {
+            warn!(session, %error, "Session does not keep up.");
+            outboxes.remove(&session);
+            return false;
+        }
+        true
+    }
+
+    fn letter(&self, note: Note) -> Message {
+        match note {
+            Note::Assignments {
+                term,
+                applied,
+                begin,
+                ended,
+            } => Message::Assignments(wire::Assignments {
+                term,
+                applied,
+                begin: begin.into_iter().map(|a| self.sealed(a)).collect(),
+                ended: ended.into_iter().map(|token| token.as_u64()).collect(),
+            }),
+            Note::Observe(watches) => {
+                let fleets = watches
+                    .iter()
+                    .map(|watch| wire::ObserveFleet {
+                        fleet: watch.fleet.name.to_string(),
+                        spec: codec::encode(watch).into(),
+                    })
+                    .collect();
+                Message::Observe(wire::Observe { fleets })
+            }
+        }
+    }
+
+    /// An assignment with the values of its secrets.
+    fn sealed(&self, mut assignment: Assignment) -> wire::Assignment {
+        if let Err(error) = self.secrets.fill(&mut assignment) {
+            // The worker says the same of a missing secret, with the step that wants it.
+            warn!(task = %assignment.task, %error, "A secret could not be read.");
+        }
+        wire::Assignment {
+            token: assignment.token.as_u64(),
+            spec: codec::encode(&assignment).into(),
+        }
+    }
+
+    /// Proposes in the background.
+    fn propose(self: &Arc<Self>, key: Key, command: Command) {
         let leader = Arc::clone(self);
         self.tasks
             .spawn("leader-proposal", TaskKind::BACKGROUND, async move {
                 let name = command.kind();
-                match leader.farm.lead(command).await {
-                    Ok(written) => debug!(kind = name, seq = %written.seq, "Decision applied."),
+                let outcome = match leader.farm.lead(command).await {
+                    Ok(written) => {
+                        debug!(kind = name, seq = %written.seq, "Decision applied.");
+                        Outcome::Applied
+                    }
                     Err(WriteError::Rejected(rejected)) => {
-                        // The state moved between the look and the apply; the next turn looks again.
                         info!(kind = name, %rejected, "Decision refused.");
-                        leader.clock.sleep(REFUSED_PAUSE).await;
+                        Outcome::NotApplied
                     }
                     Err(error) => {
                         warn!(kind = name, %error, "Decision lost; will look again.");
-                        leader.clock.sleep(REFUSED_PAUSE).await;
+                        Outcome::NotApplied
                     }
-                }
-                leader.pending().remove(&key);
+                };
+                let now = leader.clock.monotonic();
+                leader.office().answered(&key, outcome, now);
                 leader.wake.notify_one();
             });
     }
@@ -168,7 +256,8 @@ impl Leader {
 impl LeaderSight for Leader {
     fn workers(&self) -> Vec<WorkerSight> {
         let now = self.clock.monotonic();
-        let desk = self.desk();
+        let office = self.office();
+        let desk = office.desk();
         let mut workers: Vec<WorkerSight> = desk
             .sessions()
             .map(|(_, connected)| WorkerSight {
@@ -187,17 +276,14 @@ impl LeaderSight for Leader {
     }
 
     fn observation(&self, fleet: &FleetName) -> Option<Observation> {
-        self.desk().observation(fleet).cloned()
+        self.office().desk().observation(fleet).cloned()
     }
 
     fn note(&self, fleet: &FleetName) -> Option<String> {
-        self.desk().note(fleet)
+        self.office().desk().note(fleet)
     }
 
     fn sessions(&self) -> Vec<Session> {
-        self.desk().schedule_sessions()
+        self.office().desk().schedule_sessions()
     }
 }
-
-/// Pause after a refusal, so that a planner that is wrong does not fill the log.
-const REFUSED_PAUSE: Duration = Duration::from_millis(100);

@@ -44,6 +44,7 @@ use crate::store::state::{StateRoot, StateStore};
 mod fetch;
 
 use fetch::{Fetched, Fetcher};
+pub use fetch::{make_snapshot, prepare};
 
 /// Events handled before the replica gets its turn.
 const MAX_EVENTS_PER_TURN: usize = 1024;
@@ -462,7 +463,7 @@ impl<M: Machine, L: LogStore, R: StateRoot> Driver<M, L, R> {
                 Output::TakeSnapshot(job) => {
                     let (inbox, shelf) = (self.inbox.clone(), self.shared.shelf.clone());
                     self.spawn("snapshot", move || {
-                        inbox.put(Done::Snapshot(fetch::make_snapshot(&shelf, job)));
+                        inbox.put(Done::Snapshot(make_snapshot(&shelf, job)));
                     });
                 }
                 Output::Fetch {

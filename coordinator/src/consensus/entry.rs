@@ -50,7 +50,10 @@ pub(crate) fn encode(now_ms: u64, commands: Vec<EncodedCommand>) -> Vec<u8> {
 }
 
 /// Decodes the entry at `index`.
-pub(crate) fn decode(index: u64, data: Bytes) -> Result<LogEntry, EnvelopeError> {
+///
+/// # Errors
+/// [`EnvelopeError`].
+pub fn decode(index: u64, data: Bytes) -> Result<LogEntry, EnvelopeError> {
     let entry =
         LogEntry::decode(data).map_err(|source| EnvelopeError::Damaged { index, source })?;
     if entry.version != ENVELOPE_VERSION {

@@ -36,7 +36,7 @@ mod reads;
 mod side;
 
 use reads::Reads;
-pub(crate) use side::Prepared;
+pub use side::Prepared;
 use side::{Round, Side};
 
 /// Names a waiting caller.
@@ -417,10 +417,7 @@ impl<M: Machine, L: LogStore, R: StateRoot> Replica<M, L, R> {
     ///
     /// # Errors
     /// See [`Replica::receive`].
-    pub(crate) fn fetched(
-        &mut self,
-        prepared: Option<Prepared<M, R::Store>>,
-    ) -> Result<(), ReplicaError> {
+    pub fn fetched(&mut self, prepared: Option<Prepared<M, R::Store>>) -> Result<(), ReplicaError> {
         let fetching = self.snapshot.fetching.take();
         if let Some(prepared) = prepared {
             self.side.prepare(prepared);

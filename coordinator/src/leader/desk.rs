@@ -3,13 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use oast_model::fleet::Observation;
+use oast_model::fleet::{Observation, Watch};
 use oast_model::ids::Token;
 use oast_model::names::{FleetName, WorkerName};
 use oast_model::schedule::Session;
 use oast_model::time::Timestamp;
-use oast_proto::worker::v1::ToWorker;
-use tokio::sync::mpsc;
 
 /// A number for each session, so that a late message of an old one is known as such.
 pub type SessionId = u64;
@@ -23,12 +21,10 @@ pub struct Connected {
     pub version: String,
     /// When it connected.
     pub connected_at: Timestamp,
-    /// The way to it. Bounded; a session that does not keep up is ended.
-    pub(super) to: mpsc::Sender<Result<ToWorker, tonic::Status>>,
     /// Tokens that it holds or was told.
-    pub(super) told: BTreeSet<Token>,
-    /// The last list of fleets to watch, encoded, to send it only when it changes.
-    pub(super) watching: Vec<(String, Vec<u8>)>,
+    pub told: BTreeSet<Token>,
+    /// The last list of fleets to watch, to send it only when it changes.
+    pub watching: Vec<Watch>,
 }
 
 /// An observation with the session that made it.
@@ -53,18 +49,21 @@ pub struct Desk {
 }
 
 impl Desk {
-    /// Follows leadership. Another term, or none, begins with an empty desk; ending the
-    /// senders ends the sessions, and the workers look for the new leader.
-    pub(super) fn enter(&mut self, term: Option<u64>, now: Duration) {
-        if self.term != term {
-            let next = self.next;
-            *self = Desk {
-                term,
-                since: now,
-                next,
-                ..Desk::default()
-            };
+    /// Follows leadership. Another term, or none, begins with an empty desk. Returns the sessions
+    /// that are over with it.
+    pub(super) fn enter(&mut self, term: Option<u64>, now: Duration) -> Vec<SessionId> {
+        if self.term == term {
+            return Vec::new();
         }
+        let ended = self.sessions.keys().copied().collect();
+        let next = self.next;
+        *self = Desk {
+            term,
+            since: now,
+            next,
+            ..Desk::default()
+        };
+        ended
     }
 
     /// The term this desk serves.
@@ -72,8 +71,12 @@ impl Desk {
         self.term
     }
 
-    /// Admits a session. An older one of the same worker is ended: there is one way to a worker.
-    pub(super) fn connect(&mut self, connected: Connected, now: Duration) -> SessionId {
+    /// Admits a session and returns the older ones of the same worker, which it replaces.
+    pub(super) fn connect(
+        &mut self,
+        connected: Connected,
+        now: Duration,
+    ) -> (SessionId, Vec<SessionId>) {
         let worker = connected.session.worker.clone();
         let older: Vec<SessionId> = self
             .sessions
@@ -81,14 +84,14 @@ impl Desk {
             .filter(|(_, other)| other.session.worker == worker)
             .map(|(id, _)| *id)
             .collect();
-        for id in older {
-            self.disconnect(id);
+        for id in &older {
+            self.disconnect(*id);
         }
         self.next += 1;
         self.heard
             .insert((worker, connected.session.incarnation), now);
         self.sessions.insert(self.next, connected);
-        self.next
+        (self.next, older)
     }
 
     /// Forgets a session and what it observed. Its leases live on until their time is over.
@@ -128,7 +131,7 @@ impl Desk {
     }
 
     /// How long a start of a worker has been silent, measured within this term only.
-    pub(super) fn silence(&self, worker: &WorkerName, incarnation: u64, now: Duration) -> Duration {
+    pub fn silence(&self, worker: &WorkerName, incarnation: u64, now: Duration) -> Duration {
         let heard = self.heard.get(&(worker.clone(), incarnation)).copied();
         now.saturating_sub(heard.unwrap_or(self.since))
     }

@@ -38,7 +38,7 @@ const SLOTS_MAX: u32 = 1024;
 /// Most layer keys that are asked for at once.
 const KEYS_MAX: usize = 1000;
 
-type Outbox = mpsc::Sender<Result<wire::ToWorker, Status>>;
+pub(super) type Outbox = mpsc::Sender<Result<wire::ToWorker, Status>>;
 
 /// The service, on every member.
 #[derive(Clone, Debug)]
@@ -162,25 +162,20 @@ impl Leader {
         say(to, To::Welcome(welcome)).await?;
         self.wake.notify_one();
         let result = self.listen(id, &worker, incoming, to).await;
-        self.desk().disconnect(id);
+        self.office().disconnect(id);
+        self.outboxes().remove(&id);
         self.wake.notify_one();
         info!(worker_id = %worker, incarnation, "Worker's session ended.");
         result
     }
 
     fn admit(
-        &self,
+        self: &Arc<Self>,
         term: u64,
         hello: wire::Hello,
         worker: WorkerName,
         to: &Outbox,
     ) -> Result<SessionId, Status> {
-        let now = self.clock.monotonic();
-        let mut desk = self.desk();
-        desk.enter(self.farm.leading(), now);
-        if desk.term() != Some(term) {
-            return Err(Status::unavailable("the leader changed"));
-        }
         let session = Session {
             worker,
             incarnation: hello.incarnation,
@@ -196,11 +191,18 @@ impl Leader {
             session,
             version: hello.version,
             connected_at: self.clock.wall(),
-            to: to.clone(),
             told: hello.held.into_iter().map(Seq::from_u64).collect(),
             watching: Vec::new(),
         };
-        Ok(desk.connect(connected, now))
+        let now = self.clock.monotonic();
+        let mut office = self.office();
+        let admitted = office.admit(term, self.farm.leading(), connected, now);
+        if let Some(id) = admitted {
+            // Under the office's lock, so that no turn finds the session without its outbox.
+            self.outboxes().insert(id, to.clone());
+        }
+        self.perform(office.take_acts());
+        admitted.ok_or_else(|| Status::unavailable("the leader changed"))
     }
 
     async fn listen(
@@ -214,7 +216,7 @@ impl Leader {
             let Some(message) = message?.message else {
                 continue;
             };
-            if !self.desk().hear(id, self.clock.monotonic()) {
+            if !self.office().hear(id, self.clock.monotonic()) {
                 return Err(Status::unavailable(
                     "this session was replaced or the leader changed",
                 ));
@@ -222,13 +224,12 @@ impl Leader {
             match message {
                 From::Hello(_) => return Err(Status::invalid_argument("Hello comes once")),
                 From::Heartbeat(beat) => {
-                    if let Some(connected) = self.desk().session_mut(id) {
-                        connected.session.cached = beat
-                            .cached_layers
-                            .iter()
-                            .filter_map(|key| key.parse().ok())
-                            .collect();
-                    }
+                    let cached = beat
+                        .cached_layers
+                        .iter()
+                        .filter_map(|key| key.parse().ok())
+                        .collect();
+                    self.office().note_cache(id, cached);
                     say(
                         to,
                         To::Alive(wire::Alive {
@@ -293,7 +294,7 @@ impl Leader {
             warn!("An observation could not be read.");
             return;
         };
-        self.desk().observe(id, fleet, observation);
+        self.office().observe(id, fleet, observation);
         self.wake.notify_one();
     }
 }

@@ -191,7 +191,10 @@ pub fn next_name(name: &str) -> String {
 }
 
 /// Checks records offered for a gap and returns the tail that they lead to.
-fn check_fill(
+///
+/// # Errors
+/// [`StateError::ForeignHistory`].
+pub fn check_fill(
     gap: Option<HistoryGap>,
     first: u64,
     records: &[Vec<u8>],

@@ -89,30 +89,7 @@ impl<R: StateRoot> Fetcher<R> {
             let _ = disk::remove(&path);
             chain(&error)
         })?;
-        self.load(file, state_dir)
-    }
-
-    fn load<M: Machine>(
-        &self,
-        file: SnapshotFile,
-        state_dir: &str,
-    ) -> Result<Prepared<M, R::Store>, String> {
-        if file.header.cluster != self.letter.cluster {
-            return Err(format!("it belongs to farm {}", file.header.cluster));
-        }
-        let state =
-            open::restore(self.root.as_ref(), state_dir, &file).map_err(|error| chain(&error))?;
-        let machine = M::load(&mut state.records().map(|r| r.map_err(|error| chain(&error))))
-            .map_err(|error| chain(&error))?;
-        if machine.view().digest() != file.header.digest {
-            return Err("the loaded state does not have the digest that the file names".to_owned());
-        }
-        Ok(Prepared {
-            file,
-            state_dir: state_dir.to_owned(),
-            state,
-            machine,
-        })
+        prepare(self.root.as_ref(), &self.letter.cluster, file, state_dir)
     }
 
     /// Appends what is missing; returns the length afterwards.
@@ -151,9 +128,36 @@ impl<R: StateRoot> Fetcher<R> {
     }
 }
 
+/// Loads a verified snapshot file of a peer, so that it can become current.
+///
+/// # Errors
+/// Why this file is of no use here.
+pub fn prepare<M: Machine, R: StateRoot>(
+    root: &R,
+    cluster: &str,
+    file: SnapshotFile,
+    state_dir: &str,
+) -> Result<Prepared<M, R::Store>, String> {
+    if file.header.cluster != cluster {
+        return Err(format!("it belongs to farm {}", file.header.cluster));
+    }
+    let state = open::restore(root, state_dir, &file).map_err(|error| chain(&error))?;
+    let machine = M::load(&mut state.records().map(|r| r.map_err(|error| chain(&error))))
+        .map_err(|error| chain(&error))?;
+    if machine.view().digest() != file.header.digest {
+        return Err("the loaded state does not have the digest that the file names".to_owned());
+    }
+    Ok(Prepared {
+        file,
+        state_dir: state_dir.to_owned(),
+        state,
+        machine,
+    })
+}
+
 /// Writes and verifies a snapshot file, then makes the state durable, so that the log may be
 /// compacted.
-pub(super) fn make_snapshot<V: View>(shelf: &Shelf, job: SnapshotJob<V>) -> Option<SnapshotFile> {
+pub fn make_snapshot<V: View>(shelf: &Shelf, job: SnapshotJob<V>) -> Option<SnapshotFile> {
     let SnapshotJob { header, view, sync } = job;
     let header = SnapshotHeader {
         digest: view.digest(),

@@ -16,11 +16,19 @@ use crate::store::snapshot::{SnapshotFile, SnapshotOffer};
 use crate::store::state::{Mark, StateRoot, StateStore};
 
 /// A fetched snapshot, verified and loaded, that is not current yet.
-pub(crate) struct Prepared<M, S> {
+pub struct Prepared<M, S> {
     pub(crate) file: SnapshotFile,
     pub(crate) state_dir: String,
     pub(crate) state: S,
     pub(crate) machine: M,
+}
+
+impl<M, S> std::fmt::Debug for Prepared<M, S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Prepared")
+            .field("file", &self.file)
+            .finish_non_exhaustive()
+    }
 }
 
 pub(super) struct Side<M: Machine, R: StateRoot> {

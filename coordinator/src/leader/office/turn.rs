@@ -1,0 +1,277 @@
+//! One turn of the leader: what is, what should be, and the difference as proposals and notes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use oast_model::fleet::{Observation, Probe, Watch};
+use oast_model::ids::{TaskId, Token};
+use oast_model::ledger::{BatchKind, BatchPhase, Command, FleetRecord, Ledger};
+use oast_model::names::{InstanceName, WorkerName};
+use oast_model::pipeline::cron;
+use oast_model::rollout::{Decision, Situation, plan};
+use oast_model::schedule::schedule;
+use oast_model::task::TaskKind;
+use oast_model::time::Timestamp;
+use tracing::info;
+
+use super::{Act, Key, Look, Note, Office, TURN_MAX};
+use crate::leader::desk::SessionId;
+
+impl Office {
+    /// Decides what is due and says how long nothing will be due if nothing changes.
+    pub fn turn(&mut self, look: Look<'_>) -> Duration {
+        self.enter(look.term, look.now);
+        let rested = self.rested(look.now);
+        let Some(term) = look.term else {
+            return TURN_MAX;
+        };
+        if look.view.farm().name.is_empty() {
+            return TURN_MAX;
+        }
+        let time = self.clock.read(term, look.now, look.wall, look.applied);
+        self.tell_workers(look.view, term);
+        self.grant(look.view, time);
+        let expiry = self.expire(look.view, look.now);
+        let fleets = self.reconcile(look.view, time);
+        self.assign_watches(look.view);
+        // Calendars are about days and hours as people read them.
+        let calendar = self.fire_calendars(look.view, look.wall);
+        expiry.min(fleets).min(calendar).min(rested).min(TURN_MAX)
+    }
+
+    /// Leases that a session does not know begin; tokens that it knows and no lease has, ended.
+    fn tell_workers(&mut self, view: &Ledger, term: u64) {
+        let applied = view.seq().as_u64();
+        let mut live: BTreeMap<(WorkerName, u64), BTreeSet<Token>> = BTreeMap::new();
+        for (token, lease) in view.leases().iter() {
+            let holder = (lease.worker.clone(), lease.incarnation);
+            live.entry(holder).or_default().insert(*token);
+        }
+        for (session, connected) in self.desk.sessions_mut() {
+            let holder = (
+                connected.session.worker.clone(),
+                connected.session.incarnation,
+            );
+            let live = live.remove(&holder).unwrap_or_default();
+            if live == connected.told {
+                continue;
+            }
+            let begin = live
+                .difference(&connected.told)
+                .filter_map(|token| view.assignment(*token))
+                .collect();
+            let ended = connected.told.difference(&live).copied().collect();
+            connected.told = live;
+            let note = Note::Assignments {
+                term,
+                applied,
+                begin,
+                ended,
+            };
+            self.acts.push(Act::Send { session, note });
+        }
+    }
+
+    fn grant(&mut self, view: &Ledger, time: Timestamp) {
+        let pending: BTreeSet<TaskId> = self
+            .pending
+            .keys()
+            .filter_map(|key| match key {
+                Key::Grant(task) => Some(*task),
+                _ => None,
+            })
+            .collect();
+        for grant in schedule(view, &self.desk.schedule_sessions(), &pending, time) {
+            let command = Command::GrantLease {
+                task: grant.task,
+                worker: grant.worker,
+                incarnation: grant.incarnation,
+            };
+            self.propose(Key::Grant(grant.task), command);
+        }
+    }
+
+    /// Ends leases whose holders were silent for their full time within this term.
+    fn expire(&mut self, view: &Ledger, now: Duration) -> Duration {
+        let mut next = TURN_MAX;
+        for (token, lease) in view.leases().iter() {
+            let silence = self.desk.silence(&lease.worker, lease.incarnation, now);
+            if silence < self.lease_ttl {
+                next = next.min(self.lease_ttl - silence);
+                continue;
+            }
+            let reason = format!(
+                "worker `{}` was silent for {} ms",
+                lease.worker,
+                silence.as_millis()
+            );
+            let command = Command::ExpireLease {
+                token: *token,
+                reason,
+            };
+            self.propose(Key::Expire(*token), command);
+        }
+        next
+    }
+
+    /// Asks the planner about each fleet and proposes what it says.
+    fn reconcile(&mut self, view: &Ledger, time: Timestamp) -> Duration {
+        let mut next = TURN_MAX;
+        for (name, fleet) in view.fleets().iter() {
+            let key = Key::Fleet(name.clone());
+            if self.pending.contains_key(&key) {
+                continue;
+            }
+            let Some(seen) = self.desk.observation(name) else {
+                let wanted = fleet.active.is_some();
+                let note = wanted.then(|| "no worker reaches its provider".into());
+                self.desk.set_note(name, note);
+                continue;
+            };
+            let (note, until, command) = match decide(view, fleet, seen, time) {
+                Decision::Begin(begin) => {
+                    let note = format!("begins a batch of {}", begin.instances.len());
+                    (Some(note), None, Some(Command::BeginBatch(begin)))
+                }
+                Decision::Judge {
+                    rollout,
+                    batch,
+                    open,
+                    reason,
+                    readings,
+                } => {
+                    let note = reason.clone();
+                    let command = Command::JudgeBatch {
+                        rollout,
+                        batch,
+                        open,
+                        reason,
+                        readings,
+                    };
+                    (Some(note), None, Some(command))
+                }
+                Decision::Conclude(rollout) => {
+                    let debt = Vec::new();
+                    let command = Command::ConcludeRollout { rollout, debt };
+                    (None, None, Some(command))
+                }
+                Decision::Wait { reason, until } => (Some(reason), until, None),
+                Decision::Rest => (None, None, None),
+            };
+            self.desk.set_note(name, note);
+            if let Some(command) = command {
+                self.propose(key, command);
+            }
+            if let Some(until) = until {
+                // A clock that stands a little before `until` must not make a hot loop.
+                next = next.min(until.since(time) + Duration::from_millis(1));
+            }
+        }
+        next
+    }
+
+    /// Each fleet is watched by one session that reaches its provider.
+    fn assign_watches(&mut self, view: &Ledger) {
+        let mut wanted: BTreeMap<SessionId, Vec<Watch>> = BTreeMap::new();
+        for (name, fleet) in view.fleets().iter() {
+            let provider = fleet.spec.provider.as_str();
+            let watcher = self
+                .desk
+                .sessions()
+                .filter(|(_, connected)| connected.session.providers.contains(provider))
+                // Keep the one that watches already; else the longest connected.
+                .min_by_key(|(id, connected)| {
+                    let watches = connected.watching.iter().any(|w| w.fleet.name == *name);
+                    (!watches, *id)
+                })
+                .map(|(id, _)| id);
+            if let Some(id) = watcher {
+                wanted.entry(id).or_default().push(Watch {
+                    fleet: fleet.spec.clone(),
+                    probe: probe(view, fleet),
+                });
+            }
+        }
+        for (session, connected) in self.desk.sessions_mut() {
+            let list = wanted.remove(&session).unwrap_or_default();
+            if list == connected.watching {
+                continue;
+            }
+            connected.watching.clone_from(&list);
+            let note = Note::Observe(list);
+            self.acts.push(Act::Send { session, note });
+        }
+    }
+
+    /// Fires calendars that came due since they were fired last; of several times missed, the last.
+    fn fire_calendars(&mut self, view: &Ledger, wall: Timestamp) -> Duration {
+        let mut next = TURN_MAX;
+        for ((team, pipeline), state) in view.crons().iter() {
+            for (text, zone) in &state.crons {
+                let (Ok(schedule), Some(zone)) = (text.parse::<cron::Schedule>(), cron::zone(zone))
+                else {
+                    continue;
+                };
+                let Some(due) = schedule.next_after(state.fired, &zone) else {
+                    continue;
+                };
+                if due > wall {
+                    next = next.min(due.since(wall) + Duration::from_millis(1));
+                    continue;
+                }
+                let mut last = due;
+                while let Some(later) = schedule.next_after(last, &zone).filter(|t| *t <= wall) {
+                    last = later;
+                }
+                info!(%pipeline, %team, due = %last, "Calendar came due.");
+                self.propose(
+                    Key::Cron(team.clone(), pipeline.clone()),
+                    Command::FireCron {
+                        pipeline: pipeline.clone(),
+                        team: team.clone(),
+                        due: last,
+                    },
+                );
+            }
+        }
+        next
+    }
+}
+
+fn decide(view: &Ledger, fleet: &FleetRecord, seen: &Observation, now: Timestamp) -> Decision {
+    let in_repair: Vec<InstanceName> = fleet
+        .repairs
+        .iter()
+        .filter_map(|task| match &view.tasks().get(task)?.kind {
+            TaskKind::Batch(order) => Some(order.instances.clone()),
+            _ => None,
+        })
+        .flatten()
+        .collect();
+    plan(&Situation {
+        fleet,
+        rollout: fleet.active.and_then(|id| view.rollouts().get(&id)),
+        in_repair: &in_repair,
+        seen,
+        now,
+    })
+}
+
+/// The batch that soaks now, for the observer to read its gates.
+fn probe(view: &Ledger, fleet: &FleetRecord) -> Option<Probe> {
+    let rollout = view.rollouts().get(&fleet.active?)?;
+    let batch = rollout.open_batch()?;
+    if !matches!(batch.phase, BatchPhase::Soaking { .. }) {
+        return None;
+    }
+    let gates = match batch.kind {
+        BatchKind::Rollback => Vec::new(),
+        BatchKind::Canary | BatchKind::Rolling => rollout.gates.clone(),
+    };
+    Some(Probe {
+        rollout: rollout.id,
+        batch: u32::try_from(rollout.batches.len() - 1).ok()?,
+        instances: batch.instances.clone(),
+        gates,
+    })
+}
