@@ -178,11 +178,12 @@ impl<'w, 'a> Replacement<'w, 'a> {
             };
             self.say("create");
             let target = self.target("create", None);
-            self.work.call(|| provider.create(&target, image)).await?;
+            let made = self.work.call(|| provider.create(&target, image)).await?;
             self.acted_on = Some(None);
             if !self.work.batch.gates.is_empty() {
-                // Kept out of rotation until its gates have been read.
-                let target = self.target("hold", None);
+                // Kept out of rotation until its gates have been read. With the etag: a call that
+                // arrives after a later attempt has admitted the instance must not take it out again.
+                let target = self.target("hold", Some(made.etag));
                 self.work.call(|| provider.drain(&target)).await?;
                 // Later looks must not take the moment before for "in rotation".
                 self.until(ADMIT_MAX, |seen| seen.is_none_or(|seen| seen.draining))
