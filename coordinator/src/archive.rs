@@ -15,7 +15,7 @@ use oast_model::names::{FleetName, TeamName};
 
 use crate::consensus::handle::Handle;
 use crate::consensus::ledger::{Archived, LedgerMachine};
-use crate::store::state::StateError;
+use crate::store::state::{StateError, is_tombstone};
 
 /// Bytes of history indexed in one step.
 const STEP_BYTES: usize = 1 << 20;
@@ -139,7 +139,8 @@ impl Archive {
             .read(number, 1)
             .map_err(ArchiveError::State)?;
         let bad = |err| ArchiveError::Record { number, err };
-        let Some(record) = records.first() else {
+        let Some(record) = records.first().filter(|record| !is_tombstone(record)) else {
+            // It was pruned since it was indexed.
             return Ok(None);
         };
         let archived: Archived = codec::decode(record).map_err(bad)?;
@@ -169,6 +170,9 @@ impl Archive {
 
 impl Index {
     fn add(&mut self, number: u64, record: &[u8]) -> Result<(), DecodeError> {
+        if is_tombstone(record) {
+            return Ok(());
+        }
         let archived: Archived = codec::decode(record)?;
         match archived.kind {
             RUN => {

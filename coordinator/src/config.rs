@@ -7,6 +7,10 @@ use std::path::PathBuf;
 use oast_daemon::config::{Problems, TimeSpan, Validate};
 use oast_daemon::serve::Limits;
 use oast_daemon::telemetry::Log;
+use oast_model::resource::Retention;
+use oast_model::resource::check::{DAYS_KEPT_MAX, RUNS_KEPT_MAX};
+use oast_model::retention::{DAYS_KEPT, RUNS_KEPT};
+use oast_model::schedule::RESERVE;
 use serde::Deserialize;
 
 /// The configuration file of a member, in TOML.
@@ -37,6 +41,15 @@ pub struct CoordinatorConfig {
     pub lease_ttl: TimeSpan,
     /// Time between a worker's heartbeats. Default 2s; at most a third of `lease_ttl`.
     pub heartbeat: TimeSpan,
+    /// Slots kept free for rollbacks and repairs, of those that can carry out batches. Default 1;
+    /// never more than a quarter of them, so a farm of three slots keeps none. The same on every
+    /// member.
+    pub reserve_slots: u32,
+    /// Finished runs of a team that are kept, unless the team's `retention` says otherwise.
+    /// Default 10000; 1 to 10000000.
+    pub retention_runs: u32,
+    /// Days for which they are kept. Default 90; 1 to 3650.
+    pub retention_days: u32,
     /// Raft's unit of time. Default 50ms; 10ms to 1s. The same on every member.
     pub tick: TimeSpan,
     /// Logging.
@@ -59,6 +72,9 @@ impl Default for CoordinatorConfig {
             peer_token_file: PathBuf::from("/etc/oast/peer.token"),
             lease_ttl: TimeSpan::from_secs(15),
             heartbeat: TimeSpan::from_secs(2),
+            reserve_slots: RESERVE,
+            retention_runs: RUNS_KEPT,
+            retention_days: DAYS_KEPT,
             tick: TimeSpan::from_millis(50),
             log: Log::default(),
             limits: Limits::default(),
@@ -73,6 +89,14 @@ impl CoordinatorConfig {
             .iter()
             .filter_map(|(id, address)| Some((id.parse().ok()?, address.clone())))
             .collect()
+    }
+
+    /// How long finished work is kept.
+    pub fn retention(&self) -> Retention {
+        Retention {
+            runs: self.retention_runs,
+            days: self.retention_days,
+        }
     }
 
     /// Where hosted repositories are.
@@ -127,6 +151,16 @@ impl Validate for CoordinatorConfig {
             beat > 0 && beat * 3 <= ttl,
             "heartbeat",
             format!("must be at most a third of lease_ttl ({})", self.lease_ttl),
+        );
+        problems.require(
+            (1..=RUNS_KEPT_MAX).contains(&self.retention_runs),
+            "retention_runs",
+            format!("must be between 1 and {RUNS_KEPT_MAX}"),
+        );
+        problems.require(
+            (1..=DAYS_KEPT_MAX).contains(&self.retention_days),
+            "retention_days",
+            format!("must be between 1 and {DAYS_KEPT_MAX}"),
         );
         let tick = self.tick.as_millis();
         problems.require(

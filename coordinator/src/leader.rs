@@ -25,7 +25,7 @@ use oast_model::codec;
 use oast_model::fleet::Observation;
 use oast_model::ledger::Command;
 use oast_model::names::FleetName;
-use oast_model::schedule::Session;
+use oast_model::schedule::{Rules, Session};
 use oast_model::task::Assignment;
 use oast_proto::worker::v1 as wire;
 use oast_proto::worker::v1::to_worker::Message;
@@ -47,6 +47,8 @@ pub struct Options {
     pub lease_ttl: Duration,
     /// Time between a worker's heartbeats; at most a third of `lease_ttl`. Default 2 s.
     pub heartbeat: Duration,
+    /// What operators decide about scheduling.
+    pub rules: Rules,
 }
 
 impl Default for Options {
@@ -54,6 +56,7 @@ impl Default for Options {
         Options {
             lease_ttl: Duration::from_secs(15),
             heartbeat: Duration::from_secs(2),
+            rules: Rules::default(),
         }
     }
 }
@@ -91,7 +94,7 @@ impl Leader {
             clock,
             tasks,
             options,
-            office: Mutex::new(Office::new(options.lease_ttl)),
+            office: Mutex::new(Office::new(options.lease_ttl).with_rules(options.rules)),
             outboxes: Mutex::default(),
             wake: Notify::new(),
         })
@@ -133,8 +136,10 @@ impl Leader {
     /// Does what is due and says how long nothing will be due if nothing changes.
     fn turn(self: &Arc<Self>) -> Duration {
         let term = self.farm.leading();
-        let view = self.farm.view();
+        // Before the view: a grant that is answered meanwhile would be in neither, and its slot would
+        // look free.
         let mut office = self.office();
+        let view = self.farm.view();
         let rest = office.turn(Look {
             view: &view,
             applied: view.now(),
@@ -285,5 +290,9 @@ impl LeaderSight for Leader {
 
     fn sessions(&self) -> Vec<Session> {
         self.office().desk().schedule_sessions()
+    }
+
+    fn rules(&self) -> Rules {
+        self.options.rules
     }
 }

@@ -8,6 +8,7 @@ pub mod farm;
 mod gauges;
 pub mod git;
 pub mod leader;
+mod retention;
 mod run;
 pub mod secrets;
 pub mod store;

@@ -16,6 +16,7 @@ use oast_daemon::metrics::{Metrics, Role};
 use oast_daemon::secret::Secret;
 use oast_daemon::serve::{BindError, Port, Serving};
 use oast_daemon::task::{Lost, TaskKind, Tasks};
+use oast_model::schedule::Rules;
 use oast_proto::worker::v1::workers_server::WorkersServer;
 use tonic::metadata::AsciiMetadataValue;
 use tonic::service::InterceptorLayer;
@@ -35,6 +36,7 @@ use crate::gauges;
 use crate::git;
 use crate::leader::sessions::WorkerService;
 use crate::leader::{self, Leader};
+use crate::retention::Keeper;
 use crate::secrets::{SecretError, Secrets};
 
 /// Largest message from a worker: a report with its details.
@@ -145,6 +147,9 @@ pub async fn run(
     let options = leader::Options {
         lease_ttl: config.lease_ttl.duration(),
         heartbeat: config.heartbeat.duration(),
+        rules: Rules {
+            reserve: config.reserve_slots,
+        },
     };
     let leader = Leader::new(farm.clone(), secrets.clone(), tasks.clone(), options);
     tasks.spawn(
@@ -152,6 +157,8 @@ pub async fn run(
         TaskKind::SERVICE,
         Arc::clone(&leader).run(shutdown.clone()),
     );
+    let keeper = Keeper::new(farm.clone(), tasks.clone(), config.retention());
+    tasks.spawn("retention", TaskKind::SERVICE, keeper.run(shutdown.clone()));
     gauges::publish(&metrics, &farm, &leader);
 
     let store_dir =

@@ -11,11 +11,14 @@ mod access;
 mod assignment;
 mod batch;
 mod command;
+mod history;
 mod image;
+mod index;
 mod lease;
 mod reference;
 mod request;
 mod resources;
+mod retry;
 mod rollout;
 mod run;
 #[cfg(test)]
@@ -30,11 +33,14 @@ pub use access::AccessToken;
 pub use command::{
     Answer, BeginBatch, Command, Effect, HistoryRecord, Rejected, Request, SubmitRun,
 };
+pub use history::{Finished, PRUNE_MAX, Pruned, ROLLOUT, RUN};
 pub use image::{ImageRecord, ImageVersion};
+pub use index::{At, Group, GroupKey, Index, Lane, Place, Turn, Usage};
 pub use lease::Lease;
 pub use reference::{CronState, RefState};
 pub use request::{REQUEST_MEMORY, REQUESTS_MAX, Remembered, RequestKey};
 pub use resources::{FleetRecord, RepositoryRecord, SecretRecord, Target, TeamRecord};
+pub use retry::{RetryProblem, RetryRun, RetrySource};
 pub use rollout::{
     Batch, BatchKind, BatchPhase, Rollout, RolloutPhase, RolloutRecord, RolloutRequest,
 };
@@ -111,8 +117,14 @@ pub struct Ledger {
     pub(crate) rollouts: Table<RolloutId, Rollout>,
     /// Answers by request id.
     pub(crate) requests: Table<RequestKey, Remembered>,
+    /// What is kept in the history, by team.
+    pub(crate) finished: Table<TeamName, Finished>,
     /// Remembered requests by age. Derived from `requests`.
-    request_ages: imbl::OrdMap<(Timestamp, RequestKey), ()>,
+    ages: request::Ages,
+    /// What is derived from runs, tasks and leases.
+    index: Index,
+    /// Numbers of history records that were pruned since the last drain.
+    pruned: Vec<u64>,
     digest: StateDigest,
     history: Vec<HistoryRecord>,
 }
@@ -135,6 +147,8 @@ pub struct Changes {
     pub records: Vec<RecordChange>,
     /// Records that went to history.
     pub history: Vec<HistoryRecord>,
+    /// Numbers of history records that are no longer kept: what remains of each is its hash.
+    pub pruned: Vec<u64>,
 }
 
 /// A stored record that this binary cannot read.
@@ -160,6 +174,7 @@ pub enum LoadError {
 }
 
 const FARM: u8 = 0;
+const FINISHED: u8 = 18;
 
 /// Calls `$body` for each table with the name bound. Order is the order of digests and drains.
 macro_rules! each_table {
@@ -232,6 +247,10 @@ macro_rules! each_table {
             let $table = $ledger.requests;
             $body
         }
+        {
+            let $table = $ledger.finished;
+            $body
+        }
     }};
 }
 
@@ -254,6 +273,7 @@ struct Tables<'a> {
     versions: &'a mut Table<VersionRef, ImageVersion>,
     rollouts: &'a mut Table<RolloutId, Rollout>,
     requests: &'a mut Table<RequestKey, Remembered>,
+    finished: &'a mut Table<TeamName, Finished>,
 }
 
 impl Default for Ledger {
@@ -274,20 +294,23 @@ impl Ledger {
             repositories: Table::new(3),
             refs: Table::new(4),
             crons: Table::new(5),
-            fleets: Table::new(6),
+            fleets: Table::followed(6),
             secrets: Table::new(7),
-            runs: Table::new(8),
-            tasks: Table::new(9),
-            leases: Table::new(10),
+            runs: Table::followed(8),
+            tasks: Table::followed(9),
+            leases: Table::followed(10),
             workers: Table::new(11),
             layers: Table::new(12),
             images: Table::new(13),
-            versions: Table::new(14),
+            versions: Table::followed(14),
             rollouts: Table::new(15),
             requests: Table::new(16),
-            request_ages: imbl::OrdMap::new(),
+            finished: Table::new(FINISHED),
+            ages: request::Ages::default(),
+            index: Index::default(),
             digest: StateDigest::default(),
             history: Vec::new(),
+            pruned: Vec::new(),
         }
     }
 
@@ -301,23 +324,59 @@ impl Ledger {
         let cx = Context { now, seq: farm.seq };
         self.forget_old_requests(cx.now);
         let mut effects = Vec::new();
-        let result = match self.remembered(&request) {
-            Some(remembered) => remembered,
-            None => {
-                let key = RequestKey::of(&request);
-                let kind = request.command.kind();
-                let result = self.dispatch(&cx, &request.principal, request.command, &mut effects);
-                if let Some(key) = key {
-                    self.remember(&cx, key, kind, &result);
-                }
-                result
+        let asked = request::Asked::of(&request);
+        let before = asked
+            .as_ref()
+            .and_then(|asked| self.remembered(asked, cx.now));
+        let result = before.unwrap_or_else(|| {
+            let result = self.dispatch(&cx, &request.principal, request.command, &mut effects);
+            if let Some(asked) = asked {
+                self.remember(&cx, asked, &result);
             }
-        };
+            result
+        });
+        self.reindex(cx.now);
         Applied {
             seq: cx.seq,
             result,
             effects,
         }
+    }
+
+    /// Brings the index up to date with what a command changed.
+    fn reindex(&mut self, now: Timestamp) {
+        let mut touched = index::Touched {
+            tasks: self.tasks.take_touched(),
+            leases: self.leases.take_touched(),
+            runs: self.runs.take_touched(),
+            versions: self.versions.take_touched(),
+        };
+        for fleet in self.fleets.take_touched() {
+            touched.tasks.extend(self.tasks_of_fleet(&fleet));
+        }
+        let mut index = std::mem::take(&mut self.index);
+        index.follow(self, touched, now);
+        self.index = index;
+    }
+
+    /// Open tasks whose class depends on how a fleet is declared.
+    fn tasks_of_fleet(&self, name: &FleetName) -> Vec<TaskId> {
+        let Some(fleet) = self.fleets.get(name) else {
+            return Vec::new();
+        };
+        let batch = fleet
+            .active
+            .and_then(|id| self.rollouts.get(&id))
+            .and_then(Rollout::open_batch)
+            .map(|batch| batch.task);
+        batch.into_iter().chain(fleet.repairs.clone()).collect()
+    }
+
+    /// Rebuilds what is derived, after the last [`Ledger::load`].
+    pub fn finish_loading(&mut self) {
+        self.ages = request::Ages::of(&self.requests);
+        let watermark = Index::watermark_of(self);
+        self.index = Index::of(self, watermark);
     }
 
     fn dispatch(
@@ -362,6 +421,11 @@ impl Ledger {
             }
             Command::SetSecret { team, name } => resources::set_secret(self, cx, who, team, name),
             Command::SubmitRun(submit) => run::submit(self, cx, who, submit, effects),
+            Command::RetryRun(retry) => retry::retry(self, cx, who, *retry, effects),
+            Command::PruneHistory { records } => {
+                self.lead(who)?;
+                history::prune(self, records)
+            }
             Command::CancelRun { run, reason } => run::cancel(self, cx, who, run, reason, effects),
             Command::ObserveRefs { repository, refs } => {
                 self.lead(who)?;
@@ -434,29 +498,14 @@ impl Ledger {
         authorize(who, verb, team).map_err(Rejected::Denied)
     }
 
-    fn lead(&self, who: &Principal) -> Result<(), Rejected> {
-        self.allow(who, Verb::Lead, None)
+    fn farm_mut(&mut self) -> &mut Farm {
+        self.farm
+            .get_mut(&0)
+            .expect("the farm's own record always exists")
     }
 
-    fn push_history(&mut self, cx: &Context, kind: u8, id: Seq, bytes: Vec<u8>) {
-        let farm = self
-            .farm
-            .get_mut(&0)
-            .expect("the farm's own record always exists");
-        let mut hasher = blake3::Hasher::new();
-        if let Some(before) = farm.history {
-            hasher.update(before.as_bytes());
-        }
-        hasher.update(&[kind]);
-        hasher.update(&bytes);
-        farm.history = Some(Digest::from_bytes(*hasher.finalize().as_bytes()));
-        farm.history_seq = cx.seq;
-        self.history.push(HistoryRecord {
-            seq: cx.seq,
-            kind,
-            id,
-            bytes,
-        });
+    fn lead(&self, who: &Principal) -> Result<(), Rejected> {
+        self.allow(who, Verb::Lead, None)
     }
 
     /// Takes what changed since the last call, encoded, and brings the digest up to date.
@@ -469,6 +518,7 @@ impl Ledger {
         Changes {
             records,
             history: std::mem::take(&mut self.history),
+            pruned: std::mem::take(&mut self.pruned),
         }
     }
 
@@ -523,6 +573,7 @@ impl Ledger {
             .chain(self.versions.records())
             .chain(self.rollouts.records())
             .chain(self.requests.records())
+            .chain(self.finished.records())
     }
 
     fn tables(&mut self) -> Tables<'_> {
@@ -544,6 +595,7 @@ impl Ledger {
             versions: &mut self.versions,
             rollouts: &mut self.rollouts,
             requests: &mut self.requests,
+            finished: &mut self.finished,
         }
     }
 }
@@ -615,6 +667,23 @@ impl Ledger {
     /// Live leases.
     pub fn leases(&self) -> &Table<Token, Lease> {
         &self.leases
+    }
+
+    /// What is derived from runs, tasks and leases.
+    pub fn index(&self) -> &Index {
+        &self.index
+    }
+
+    /// Whether everything that is derived is what the tables say. Looks at all of them: an
+    /// invariant for tests and simulations.
+    pub fn index_holds(&self) -> bool {
+        let live = self.index.settled();
+        live == Index::of(self, live.watermark()) && self.ages == request::Ages::of(&self.requests)
+    }
+
+    /// What is kept in the history, by team.
+    pub fn finished(&self) -> &Table<TeamName, Finished> {
+        &self.finished
     }
 
     /// Finished layers by key.

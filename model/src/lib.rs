@@ -4,6 +4,7 @@
 //! That is what lets replicas agree and tests replay.
 
 pub mod bake;
+pub mod class;
 pub mod codec;
 pub mod digest;
 pub mod document;
@@ -13,7 +14,9 @@ pub mod ledger;
 pub mod names;
 pub mod pipeline;
 pub mod principal;
+pub mod priority;
 pub mod resource;
+pub mod retention;
 pub mod rollout;
 pub mod schedule;
 pub mod table;

@@ -52,6 +52,8 @@ pub struct Table<K: Ord, V> {
     /// Hashes of drained records that ended since.
     ended: Vec<(K, u128)>,
     dirty: BTreeSet<K>,
+    /// Keys that changed since they were taken last, when somebody follows this table.
+    touched: Option<BTreeSet<K>>,
 }
 
 impl<K, V> Table<K, V>
@@ -66,6 +68,30 @@ where
             rows: OrdMap::new(),
             ended: Vec::new(),
             dirty: BTreeSet::new(),
+            touched: None,
+        }
+    }
+
+    /// An empty table whose changes [`Table::take_touched`] tells, for what is derived from it.
+    pub fn followed(tag: u8) -> Table<K, V> {
+        Table {
+            touched: Some(BTreeSet::new()),
+            ..Table::new(tag)
+        }
+    }
+
+    /// Keys that were changed, put in or taken out since the last call.
+    pub fn take_touched(&mut self) -> BTreeSet<K> {
+        self.touched
+            .as_mut()
+            .map(std::mem::take)
+            .unwrap_or_default()
+    }
+
+    fn mark(&mut self, key: &K) {
+        self.dirty.insert(key.clone());
+        if let Some(touched) = &mut self.touched {
+            touched.insert(key.clone());
         }
     }
 
@@ -89,15 +115,18 @@ where
 
     /// The record under `key`, to change. Counts as changed.
     pub fn get_mut(&mut self, key: &K) -> Option<&mut V> {
+        if !self.rows.contains_key(key) {
+            return None;
+        }
+        self.mark(key);
         let row = self.rows.get_mut(key)?;
-        self.dirty.insert(key.clone());
         Some(Arc::make_mut(&mut row.value))
     }
 
     /// Puts a record, in place of an older one.
     pub fn insert(&mut self, key: K, value: V) {
         let hash = self.rows.get(&key).map_or(0, |row| row.hash);
-        self.dirty.insert(key.clone());
+        self.mark(&key);
         self.rows.insert(
             key,
             Row {
@@ -110,7 +139,7 @@ where
     /// Takes a record out.
     pub fn remove(&mut self, key: &K) -> Option<Arc<V>> {
         let row = self.rows.remove(key)?;
-        self.dirty.insert(key.clone());
+        self.mark(key);
         if row.hash != 0 {
             self.ended.push((key.clone(), row.hash));
         }

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use oast_model::pipeline::{
-    self, Action, Arch, Bake, Base, BootTest, Check, CopyFiles, CronTrigger, Disk, Engine, Gate,
-    GitTrigger, HttpCheck, Input, InputKind, InputValue, Mirror, Network, OnFailure, Pipeline,
-    Publish, RELEASES, Rollout, Run, SecretDelivery, SecretUse, StaticTest, Step,
+    self, Action, Arch, Bake, Base, BootTest, Check, Concurrency, CopyFiles, CronTrigger, Disk,
+    Engine, Gate, GitTrigger, HttpCheck, Input, InputKind, InputValue, Mirror, Network, OnFailure,
+    Pipeline, Publish, RELEASES, Rollout, Run, SecretDelivery, SecretUse, StaticTest, Step,
     Strategy as RolloutStrategy, Test, Trigger,
 };
+use oast_model::priority::Priority;
 use oast_model::units::{Amount, ByteSize, TimeSpan};
 use oast_model::{document, resource};
 use proptest::collection::{btree_map, vec};
@@ -330,6 +331,15 @@ fn any_pipeline() -> impl Strategy<Value = Pipeline> {
         regions: regions.into_iter().collect(),
     });
     let inputs = btree_map("[a-z_][a-zA-Z0-9_-]{0,8}", input(), 0..3);
+    let priority = prop::sample::select(Priority::ALL.to_vec());
+    let concurrency =
+        ("[a-z][a-z0-9]{0,8}", 1u32..=1_000, any::<bool>()).prop_map(|(group, max, cancel)| {
+            Concurrency {
+                group,
+                max,
+                cancel_in_progress: cancel && max == 1,
+            }
+        });
     (
         name(),
         name(),
@@ -338,10 +348,19 @@ fn any_pipeline() -> impl Strategy<Value = Pipeline> {
         bake(),
         vec(test(), 0..3),
         publish,
-        rollouts,
+        (rollouts, option::of(priority), option::of(concurrency)),
     )
         .prop_map(
-            |(name, team, inputs, triggers, bake, test, publish, rollout)| Pipeline {
+            |(
+                name,
+                team,
+                inputs,
+                triggers,
+                bake,
+                test,
+                publish,
+                (rollout, priority, concurrency),
+            )| Pipeline {
                 api_version: pipeline::ApiVersion::V1,
                 name,
                 team,
@@ -351,6 +370,8 @@ fn any_pipeline() -> impl Strategy<Value = Pipeline> {
                 test,
                 publish,
                 rollout,
+                priority,
+                concurrency,
             },
         )
 }

@@ -3,6 +3,7 @@
 //! - `check`: what CI demands of the text: format, clippy, tidy, dependencies.
 //! - `test`: the README's test command: prepares the machine, runs every suite, counts.
 //! - `needs`: only the machine's preparation of `test`.
+//! - `bench`: measurements that have a bar.
 //! - `tidy`: the rules of this code base that no other tool knows (see `tidy.rs`).
 //!
 //! Light on purpose: it is compiled before anything else can be checked.
@@ -18,6 +19,7 @@
 
 use std::process::ExitCode;
 
+mod bench;
 mod check;
 mod command;
 mod test;
@@ -29,6 +31,7 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   check            format, clippy, tidy and dependency rules
   test [SUITE..]   every test suite, or the named ones; --list names them
   needs            only install what the suites need
+  bench schedule   what a scheduling decision costs; --quick leaves the long history out
   tidy             only the repository's own rules
 
 CI=true makes everything that would be skipped an error.";
@@ -40,6 +43,7 @@ fn main() -> ExitCode {
         ["check"] => check::run(&workspace),
         ["test", suites @ ..] => test::run(&workspace, suites),
         ["needs"] => test::needs(),
+        ["bench", "schedule", args @ ..] => bench::schedule(&workspace, args),
         ["tidy"] => tidy::run(&workspace),
         _ => {
             eprintln!("{USAGE}");

@@ -7,7 +7,7 @@ use oast_model::ledger::{
     RolloutRecord, RunPhase, RunRecord,
 };
 use oast_model::rollout::instance_names;
-use oast_model::schedule::{self, Session};
+use oast_model::schedule::{self, Rules, Session};
 use oast_model::task::{
     Attempt, BatchAction, Ending, Origin, Step, StepPhase, Task, TaskKind, TaskPhase,
 };
@@ -18,6 +18,7 @@ use oast_proto::v1;
 pub(super) struct Scheduler<'a> {
     pub(super) ledger: &'a Ledger,
     pub(super) sessions: &'a [Session],
+    pub(super) rules: Rules,
     pub(super) now: Timestamp,
 }
 
@@ -89,7 +90,7 @@ fn task(task: &Task, scheduler: Option<&Scheduler<'_>>) -> v1::Task {
     };
     let waiting = match (&task.phase, scheduler) {
         (TaskPhase::Ready { .. }, Some(with)) => {
-            schedule::waiting(with.ledger, task, with.sessions, with.now).to_string()
+            schedule::waiting(with.ledger, task, with.sessions, &with.rules, with.now).to_string()
         }
         _ => String::new(),
     };

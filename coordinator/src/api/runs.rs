@@ -297,6 +297,7 @@ impl Api {
             path,
             cause: format!("asked by {}", caller.principal.name),
             inputs: asked.inputs.into_iter().collect(),
+            priority: None,
         })
     }
 
@@ -353,6 +354,7 @@ impl Api {
                 let scheduler = Scheduler {
                     ledger: view,
                     sessions: &sessions,
+                    rules: self.sight.rules(),
                     now: self.farm.clock().wall(),
                 };
                 Ok(convert::run(record, Some(&scheduler)))

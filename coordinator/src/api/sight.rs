@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use oast_model::fleet::Observation;
 use oast_model::names::FleetName;
-use oast_model::schedule::Session;
+use oast_model::schedule::{Rules, Session};
 use oast_model::time::Timestamp;
 
 /// A worker that is connected to this leader.
@@ -30,4 +30,8 @@ pub trait LeaderSight: Send + Sync + 'static {
     fn note(&self, fleet: &FleetName) -> Option<String>;
     /// Connected workers as the scheduler sees them.
     fn sessions(&self) -> Vec<Session>;
+    /// What operators decide about scheduling.
+    fn rules(&self) -> Rules {
+        Rules::default()
+    }
 }

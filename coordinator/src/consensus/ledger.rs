@@ -123,6 +123,7 @@ impl Machine for LedgerMachine {
                 .into_iter()
                 .map(|record| codec::encode(&Archived::from(record)))
                 .collect(),
+            pruned: changes.pruned,
         }
     }
 

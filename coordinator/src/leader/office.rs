@@ -24,6 +24,7 @@ use oast_model::fleet::{Observation, Watch};
 use oast_model::ids::{TaskId, Token};
 use oast_model::ledger::{Command, Ledger};
 use oast_model::names::{FleetName, PipelineName, TeamName};
+use oast_model::schedule::{Overlay, Rules};
 use oast_model::task::Assignment;
 use oast_model::time::Timestamp;
 
@@ -121,7 +122,10 @@ pub struct Office {
     clock: LedgerTime,
     /// Proposals without an answer, or that were refused and rest until the given time.
     pending: BTreeMap<Key, Option<Duration>>,
+    /// The grants among them, which count as held.
+    overlay: Overlay,
     lease_ttl: Duration,
+    rules: Rules,
     acts: Vec<Act>,
 }
 
@@ -132,9 +136,17 @@ impl Office {
             desk: Desk::default(),
             clock: LedgerTime::default(),
             pending: BTreeMap::new(),
+            overlay: Overlay::default(),
             lease_ttl,
+            rules: Rules::default(),
             acts: Vec::new(),
         }
+    }
+
+    /// The same with what operators decide about scheduling.
+    #[must_use]
+    pub fn with_rules(self, rules: Rules) -> Office {
+        Office { rules, ..self }
     }
 
     /// The memory of the term.
@@ -207,6 +219,9 @@ impl Office {
         match outcome {
             Outcome::Applied => {
                 self.pending.remove(key);
+                if let Key::Grant(task) = key {
+                    self.overlay.settle(*task, true);
+                }
             }
             // The state moved between the look and the apply; a later turn looks again.
             Outcome::NotApplied => {
@@ -228,8 +243,14 @@ impl Office {
 
     /// Lets rested proposals be made again and says when the next one may.
     fn rested(&mut self, now: Duration) -> Duration {
-        self.pending
-            .retain(|_, until| until.is_none_or(|until| until > now));
+        let overlay = &mut self.overlay;
+        self.pending.retain(|key, until| {
+            let rests = until.is_none_or(|until| until > now);
+            if let (Key::Grant(task), false) = (key, rests) {
+                overlay.settle(*task, false);
+            }
+            rests
+        });
         self.pending
             .values()
             .flatten()

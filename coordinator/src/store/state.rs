@@ -6,7 +6,7 @@
 //! compacted, because history lives nowhere else on this member.
 //!
 //! *Records* are the live state; a snapshot holds all of them. *History* is append-only and
-//! immutable, numbered from 1 and chained by a rolling hash; it is not part of snapshots, so a
+//! immutable until it is pruned to its hash, numbered from 1 and chained by a rolling hash; it is not part of snapshots, so a
 //! member that installed one has a [`HistoryGap`] until a peer has filled it.
 
 use super::disk::DiskError;
@@ -34,6 +34,10 @@ pub struct Changes {
     pub records: Vec<(Vec<u8>, Option<Vec<u8>>)>,
     /// Appended to the history in this order.
     pub history: Vec<Vec<u8>>,
+    /// Numbers of history records of which only the hash is kept from now on, after the appends.
+    /// One that is not here is left alone: this member has a gap there, and what a peer fills it with
+    /// may be pruned already.
+    pub pruned: Vec<u64>,
 }
 
 /// End of a stretch of history.
@@ -45,15 +49,41 @@ pub struct HistoryTail {
     pub hash: [u8; 32],
 }
 
+/// First byte of what is left of a pruned record; no MessagePack value begins with it.
+const TOMBSTONE: u8 = 0xc1;
+
+/// What is left of a record when it is pruned: its hash, so that the chain can still be checked.
+#[must_use]
+pub fn tombstone(record: &[u8]) -> Vec<u8> {
+    let mut left = vec![TOMBSTONE];
+    left.extend_from_slice(&record_hash(record));
+    left
+}
+
+/// Whether this is what is left of a pruned record.
+#[must_use]
+pub fn is_tombstone(record: &[u8]) -> bool {
+    record.len() == 33 && record[0] == TOMBSTONE
+}
+
+fn record_hash(record: &[u8]) -> [u8; 32] {
+    match record.split_first() {
+        Some((&TOMBSTONE, hash)) => hash
+            .try_into()
+            .unwrap_or_else(|_| *blake3::hash(record).as_bytes()),
+        _ => *blake3::hash(record).as_bytes(),
+    }
+}
+
 impl HistoryTail {
-    /// The tail after one more record.
+    /// The tail after one more record, pruned or not.
     #[must_use]
     pub fn then(self, record: &[u8]) -> Self {
         let last = self.last + 1;
         let mut hasher = blake3::Hasher::new();
         hasher.update(&self.hash);
         hasher.update(&last.to_le_bytes());
-        hasher.update(record);
+        hasher.update(&record_hash(record));
         HistoryTail {
             last,
             hash: *hasher.finalize().as_bytes(),

@@ -11,7 +11,7 @@ use super::log::{LogMeta, LogPosition, LogStore, LogWrite, validate};
 use super::snapshot::{Shelf, SnapshotHeader, records};
 use super::state::memory::MemoryRoot;
 use super::state::tree::{TreeOptions, TreeRoot};
-use super::state::{Changes, HistoryTail, Mark, StateRoot, StateStore};
+use super::state::{Changes, HistoryTail, Mark, StateRoot, StateStore, tombstone};
 
 fn meta(truncated: LogPosition, state_dir: &str) -> LogMeta {
     LogMeta {
@@ -206,11 +206,13 @@ fn state_conformance(root: &impl StateRoot) {
     let first = Changes {
         records: vec![put("a", "1"), put("b", "2"), put("c", "3")],
         history: vec![b"one".to_vec(), b"two".to_vec()],
+        ..Changes::default()
     };
     state.write(mark(2), first).unwrap();
     let second = Changes {
         records: vec![put("b", "20"), (b"c".to_vec(), None)],
         history: vec![b"three".to_vec()],
+        ..Changes::default()
     };
     state.write(mark(3), second).unwrap();
     state.syncer()().unwrap();
@@ -276,6 +278,35 @@ fn state_conformance(root: &impl StateRoot) {
     assert_eq!(next.history(), further.then(b"six"));
     assert_eq!(next.history_reader().read(1, usize::MAX).unwrap().len(), 6);
     assert_eq!(all(&next), pairs(&[("z", "26")]));
+
+    // What is pruned leaves its hash, also in the round in which it was appended.
+    let seventh = Changes {
+        history: vec![b"seven".to_vec()],
+        pruned: vec![2, 7, 99],
+        ..Changes::default()
+    };
+    next.write(mark(11), seventh).unwrap();
+    let end = further.then(b"six").then(b"seven");
+    assert_eq!(next.history(), end);
+    let kept = next.history_reader().read(1, usize::MAX).unwrap();
+    assert_eq!(kept.len(), 7);
+    assert_eq!(kept[0], b"one");
+    assert_eq!(
+        (&kept[1], &kept[6]),
+        (&tombstone(b"two"), &tombstone(b"seven"))
+    );
+    // Somebody else can still check the chain with it.
+    let mut other = root
+        .create("state-000003", mark(11), end, &mut std::iter::empty())
+        .unwrap();
+    other.fill(1, kept.clone()).unwrap();
+    assert_eq!(other.gap(), None);
+    let mut forged = kept;
+    forged[1] = tombstone(b"another two");
+    let mut third = root
+        .create("state-000004", mark(11), end, &mut std::iter::empty())
+        .unwrap();
+    assert!(third.fill(1, forged).is_err());
 }
 
 #[test]

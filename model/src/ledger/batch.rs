@@ -20,13 +20,9 @@ use super::{
 use crate::fleet::{GateOutcome, GateReading};
 use crate::ids::{RolloutId, TaskId};
 use crate::names::{FleetName, InstanceName};
+use crate::priority::{BATCH_PRIORITY, ROLLBACK_PRIORITY};
 use crate::rollout::instance_names;
 use crate::task::{BatchAction, BatchOrder, Output, Task, TaskKind, TaskOwner, TaskPhase};
-
-/// Priority of a batch: before every run.
-const BATCH_PRIORITY: u8 = 180;
-/// Priority of a batch that goes back: before everything.
-const ROLLBACK_PRIORITY: u8 = 220;
 
 /// What the leader says of a batch that soaked.
 pub(super) struct Verdict {

@@ -7,12 +7,14 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::{Pruned, RetryRun};
 use crate::fleet::{GateReading, VersionRef};
 use crate::ids::{RolloutId, RunId, Seq, TaskId, Token};
 use crate::names::{
     FleetName, InstanceName, PipelineName, RepositoryName, SecretName, TeamName, WorkerName,
 };
 use crate::principal::{Denied, Principal, Role};
+use crate::priority::Priority;
 use crate::resource::{Resource, ResourceKind};
 use crate::task::{BatchAction, Origin, Report};
 use crate::time::Timestamp;
@@ -170,6 +172,13 @@ pub enum Command {
         /// The time that was due.
         due: Timestamp,
     },
+    /// A new run with what a finished one had.
+    RetryRun(Box<RetryRun>),
+    /// Records of finished work that have outlived their policy. Proposed by the leader.
+    PruneHistory {
+        /// In the order of their numbers.
+        records: Vec<Pruned>,
+    },
 }
 
 /// Starts a run.
@@ -187,6 +196,9 @@ pub struct SubmitRun {
     pub cause: String,
     /// Values for the pipeline's inputs.
     pub inputs: BTreeMap<String, String>,
+    /// How urgent it is; absent: as the pipeline says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub priority: Option<Priority>,
 }
 
 /// A batch as the planner wants it.
@@ -229,11 +241,23 @@ impl Command {
             Command::BeginRollout { .. } => 17,
             Command::AbortRollout { .. } => 18,
             Command::FireCron { .. } => 19,
+            Command::RetryRun(_) => 20,
+            Command::PruneHistory { .. } => 21,
+        }
+    }
+
+    /// The team that it is about, where it is about one and anybody may send it for that team.
+    pub(super) fn team(&self) -> Option<&TeamName> {
+        match self {
+            Command::SubmitRun(submit) => Some(&submit.team),
+            Command::RetryRun(retry) => Some(&retry.submit.team),
+            Command::SetSecret { team, .. } => Some(team),
+            _ => None,
         }
     }
 
     /// The highest kind that this binary knows.
-    pub const LAST_KIND: u32 = 19;
+    pub const LAST_KIND: u32 = 21;
 }
 
 /// What the ledger answers.

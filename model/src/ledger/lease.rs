@@ -9,8 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{Answer, Context, Effect, Ledger, Rejected, batch, run};
 use crate::ids::{RunId, TaskId, Token};
-use crate::names::WorkerName;
+use crate::names::{TeamName, WorkerName};
 use crate::principal::Principal;
+use crate::priority::Band;
 use crate::task::{
     ATTEMPTS_MAX, Attempt, ERRORED_ATTEMPTS_MAX, Ending, LeaseClass, Outcome, Report, StepPhase,
     Task, TaskOwner, TaskPhase,
@@ -70,6 +71,8 @@ pub(super) fn grant(
             return Err(Rejected::WrongState(format!("task {id} is over")));
         }
     }
+    check_quota(ledger, task)?;
+    check_group(ledger, task)?;
     let class = task.kind.class();
     let task = ledger.tasks.get_mut(&id).expect("found above");
     // Ready => Leased
@@ -95,6 +98,62 @@ pub(super) fn grant(
     touch(ledger, cx, &owner, effects);
     effects.push(Effect::LeaseGranted { token: cx.seq });
     Ok(Answer::Lease(cx.seq))
+}
+
+/// Whether the task's team may hold one lease more.
+fn check_quota(ledger: &Ledger, task: &Task) -> Result<(), Rejected> {
+    let quota = ledger
+        .teams
+        .get(&task.team)
+        .and_then(|team| team.spec.quota);
+    let Some(quota) = quota.filter(|_| Band::of(task).counts()) else {
+        return Ok(());
+    };
+    let held = ledger.index.usage(&task.team).counted();
+    if held >= quota.limit() {
+        return Err(Rejected::Exhausted(format!(
+            "team `{}` holds {held} slots; its quota is {} and {} borrowed",
+            task.team, quota.slots, quota.borrow
+        )));
+    }
+    Ok(())
+}
+
+/// Whether there is room in the concurrency group of the task's run.
+fn check_group(ledger: &Ledger, task: &Task) -> Result<(), Rejected> {
+    let TaskOwner::Run(run) = task.owner else {
+        return Ok(());
+    };
+    if ledger.index.admitted(run) {
+        return Ok(());
+    }
+    let group = ledger.index.group_of(run).map(|key| key.group.as_str());
+    Err(Rejected::WrongState(format!(
+        "run {run} waits for the concurrency group `{}`",
+        group.unwrap_or_default()
+    )))
+}
+
+impl Ledger {
+    /// Teams that hold more than their quota allowed when their newest lease was granted. Always
+    /// empty: an invariant for tests and simulations.
+    pub fn quota_violations(&self) -> Vec<TeamName> {
+        let teams = self.teams.iter();
+        teams
+            .filter(|(name, team)| {
+                let Some(quota) = team.spec.quota else {
+                    return false;
+                };
+                // A quota that was lowered takes nothing away; it only binds what comes after.
+                let bound = self
+                    .index
+                    .newest_counted(name)
+                    .is_some_and(|newest| Some(newest) > team.quota_since);
+                bound && self.index.usage(name).counted() > quota.limit()
+            })
+            .map(|(name, _)| name.clone())
+            .collect()
+    }
 }
 
 /// Ends a lease because its holder was silent.
@@ -131,12 +190,7 @@ pub(super) fn begin_incarnation(
     if ledger.workers.get(&worker) == Some(&incarnation) {
         return Ok(Answer::Unchanged);
     }
-    let old: Vec<Token> = ledger
-        .leases
-        .iter()
-        .filter(|(_, lease)| lease.worker == worker)
-        .map(|(token, _)| *token)
-        .collect();
+    let old = ledger.index.leases_of_all(&worker);
     ledger.workers.insert(worker, incarnation);
     for token in old {
         expire(ledger, cx, token, "the worker started anew", effects)?;

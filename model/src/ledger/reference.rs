@@ -71,6 +71,7 @@ pub(super) fn observe(
         path: repository.path,
         cause: format!("push to {branch}"),
         inputs: BTreeMap::new(),
+        priority: None,
     };
     let run = run::start(ledger, cx, "farm", submit, effects);
     let state = RefState {

@@ -22,6 +22,9 @@ pub struct TeamRecord {
     pub spec: Team,
     /// Counts its changes.
     pub revision: u64,
+    /// The command that set the present quota: leases that are older may exceed it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quota_since: Option<Seq>,
 }
 
 /// A repository.
@@ -131,9 +134,16 @@ pub(super) fn apply(
                 return Ok(Answer::Unchanged);
             }
             let revision = before.map_or(0, |before| before.revision) + 1;
-            ledger
-                .teams
-                .insert(spec.name.clone(), TeamRecord { spec, revision });
+            let quota_since = match before {
+                Some(before) if before.spec.quota == spec.quota => before.quota_since,
+                _ => spec.quota.map(|_| cx.seq),
+            };
+            let record = TeamRecord {
+                spec,
+                revision,
+                quota_since,
+            };
+            ledger.teams.insert(record.spec.name.clone(), record);
             Ok(Answer::Revision(revision))
         }
         Resource::Repository(spec) => {
@@ -239,7 +249,7 @@ pub(super) fn delete(
                 .iter()
                 .any(|(_, fleet)| fleet.spec.team == team)
                 || ledger.repositories.iter().any(|(_, r)| r.spec.team == team)
-                || ledger.runs.iter().any(|(_, run)| run.team == team);
+                || ledger.index.runs_of(&team) > 0;
             if used {
                 return Err(Rejected::WrongState(format!(
                     "team `{team}` still has fleets, repositories or runs"

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Answer, Context, Effect, Ledger, Rejected, Target, lease, run};
+use super::{Answer, Context, Effect, Ledger, ROLLOUT, Rejected, Target, lease, run};
 use crate::codec;
 use crate::fleet::{GateReading, VersionRef};
 use crate::ids::{RolloutId, RunId, Seq, TaskId};
@@ -539,7 +539,8 @@ pub(super) fn finish(
     for task in &record.tasks {
         ledger.tasks.remove(&task.id);
     }
-    ledger.push_history(cx, b'o', id.0, codec::encode(&record));
+    let team = record.rollout.team.clone();
+    ledger.push_history(cx, ROLLOUT, id.0, &team, codec::encode(&record));
     effects.push(Effect::RolloutChanged(id));
     effects.push(Effect::FleetChanged(name.clone()));
     if let Some(run) = run {

@@ -10,8 +10,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Answer, Context, CronState, Effect, Ledger, Rejected, RolloutRequest, SubmitRun, image, lease,
-    rollout,
+    Answer, Context, CronState, Effect, GroupKey, Ledger, RUN, Rejected, RetryRun, RolloutRequest,
+    SubmitRun, image, lease, rollout,
 };
 use crate::bake::BakedImage;
 use crate::codec;
@@ -21,13 +21,12 @@ use crate::ids::{RolloutId, RunId, Seq, TaskId};
 use crate::names::{RepositoryName, TeamName};
 use crate::pipeline::{Pipeline, Trigger};
 use crate::principal::{Principal, Verb};
+use crate::priority::Priority;
 use crate::task::{
     Ending, Origin, Output, SourceOutput, Step, StepPhase, Task, TaskKind, TaskOwner, TaskPhase,
 };
 use crate::time::Timestamp;
 
-/// Priority of a run's tasks.
-const RUN_PRIORITY: u8 = 100;
 /// Most open runs of one team.
 pub const OPEN_RUNS_MAX: usize = 10_000;
 
@@ -70,6 +69,12 @@ pub struct Run {
     pub started_at: Timestamp,
     /// Values for the pipeline's inputs.
     pub inputs: BTreeMap<String, String>,
+    /// How urgent whoever started it said it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub priority: Option<Priority>,
+    /// The finished run that this one takes up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_of: Option<RunId>,
     /// Where it stands.
     pub phase: RunPhase,
     /// The source tree, once stored.
@@ -114,6 +119,14 @@ impl Run {
     pub fn ended(&self) -> bool {
         matches!(self.phase, RunPhase::Ended(_))
     }
+
+    /// How urgent it is: as whoever started it said, else as its pipeline says once that is read.
+    pub fn urgency(&self) -> Priority {
+        let pipeline = self.pipeline.as_ref();
+        self.priority
+            .or_else(|| pipeline.and_then(|pipeline| pipeline.priority))
+            .unwrap_or_default()
+    }
 }
 
 /// Starts a run for somebody.
@@ -125,22 +138,24 @@ pub(super) fn submit(
     effects: &mut Vec<Effect>,
 ) -> Result<Answer, Rejected> {
     ledger.allow(who, Verb::Run, Some(&submit.team))?;
-    if !ledger.teams.contains(&submit.team) {
+    check_room(ledger, &submit.team)?;
+    Ok(Answer::Run(start(ledger, cx, &who.name, submit, effects)))
+}
+
+/// Whether a team may have one open run more.
+pub(super) fn check_room(ledger: &Ledger, team: &TeamName) -> Result<(), Rejected> {
+    if !ledger.teams.contains(team) {
         return Err(Rejected::NotFound {
             kind: "team".into(),
-            name: submit.team.to_string(),
+            name: team.to_string(),
         });
     }
-    let own = |run: &Run| run.team == submit.team;
-    if ledger.runs.len() >= OPEN_RUNS_MAX
-        && ledger.runs.iter().filter(|(_, run)| own(run)).count() >= OPEN_RUNS_MAX
-    {
+    if ledger.index.runs_of(team) >= OPEN_RUNS_MAX {
         return Err(Rejected::Exhausted(format!(
-            "team `{}` has {OPEN_RUNS_MAX} open runs: wait until some have ended",
-            submit.team
+            "team `{team}` has {OPEN_RUNS_MAX} open runs: wait until some have ended"
         )));
     }
-    Ok(Answer::Run(start(ledger, cx, &who.name, submit, effects)))
+    Ok(())
 }
 
 /// Makes the run and its source task.
@@ -151,6 +166,70 @@ pub(super) fn start(
     submit: SubmitRun,
     effects: &mut Vec<Effect>,
 ) -> RunId {
+    let id = open(ledger, cx, started_by, submit);
+    add_task(ledger, cx, id, 0, TaskKind::Source, Vec::new(), effects);
+    id
+}
+
+/// Makes a run that goes on where a finished one is taken up.
+pub(super) fn start_again(
+    ledger: &mut Ledger,
+    cx: &Context,
+    started_by: &str,
+    retry: RetryRun,
+    effects: &mut Vec<Effect>,
+) -> RunId {
+    let id = open(ledger, cx, started_by, retry.submit);
+    let run = ledger.runs.get_mut(&id).expect("just made");
+    run.retry_of = Some(retry.run);
+    let Some(source) = retry.source else {
+        add_task(ledger, cx, id, 0, TaskKind::Source, Vec::new(), effects);
+        return id;
+    };
+    let mut steps = bake_steps(&source.pipeline);
+    run.tree = Some(source.tree);
+    run.subject = source.subject;
+    run.author = source.author;
+    run.pipeline = Some(source.pipeline);
+    run.baked = retry.baked;
+    if !supersede(ledger, cx, id, effects) {
+        return id;
+    }
+    let baked = ledger.runs.get(&id).is_some_and(|run| run.baked.is_some());
+    if baked {
+        after_bake(ledger, cx, id, effects);
+        return id;
+    }
+    for (step, done) in steps.iter_mut().zip(retry.steps) {
+        if let StepPhase::Done {
+            token,
+            layer,
+            took_ms,
+            ..
+        } = done.phase
+        {
+            if !ledger.layers.contains(&layer.key) {
+                ledger.layers.insert(layer.key, (*layer).clone());
+            }
+            step.phase = StepPhase::Done {
+                token,
+                layer,
+                cached: true,
+                took_ms,
+            };
+        }
+    }
+    run_phase(ledger, id, RunPhase::Baking);
+    add_task(ledger, cx, id, 0, TaskKind::Bake, steps, effects);
+    id
+}
+
+fn run_phase(ledger: &mut Ledger, id: RunId, phase: RunPhase) {
+    let run = ledger.runs.get_mut(&id);
+    run.expect("the caller holds an open run").phase = phase;
+}
+
+fn open(ledger: &mut Ledger, cx: &Context, started_by: &str, submit: SubmitRun) -> RunId {
     let id = RunId(cx.seq);
     let run = Run {
         id,
@@ -162,6 +241,8 @@ pub(super) fn start(
         started_by: started_by.to_owned(),
         started_at: cx.now,
         inputs: submit.inputs,
+        priority: submit.priority,
+        retry_of: None,
         phase: RunPhase::Source,
         tree: None,
         pipeline: None,
@@ -178,7 +259,6 @@ pub(super) fn start(
         changed: cx.seq,
     };
     ledger.runs.insert(id, run);
-    add_task(ledger, cx, id, 0, TaskKind::Source, Vec::new(), effects);
     id
 }
 
@@ -202,6 +282,7 @@ fn add_task(
     record.tasks.push(id);
     record.changed = cx.seq;
     let team = record.team.clone();
+    let priority = record.urgency().number();
     let task = Task {
         id,
         owner: TaskOwner::Run(run),
@@ -210,7 +291,7 @@ fn add_task(
         phase: TaskPhase::Ready { not_before: cx.now },
         created_at: cx.now,
         ended_at: None,
-        priority: RUN_PRIORITY,
+        priority,
         attempts: Vec::new(),
         steps,
         reason: None,
@@ -241,17 +322,7 @@ pub(super) fn advance(
         (Some(TaskKind::Bake), Output::Baked(image)) => {
             let run = ledger.runs.get_mut(&id).expect("found above");
             run.baked = Some(image);
-            // Baking => Testing | Publishing
-            if run
-                .pipeline
-                .as_ref()
-                .is_some_and(|pipeline| !pipeline.test.is_empty())
-            {
-                run.phase = RunPhase::Testing;
-                add_task(ledger, cx, id, 0, TaskKind::Test, Vec::new(), effects);
-            } else {
-                start_publishing(ledger, cx, id, effects);
-            }
+            after_bake(ledger, cx, id, effects);
         }
         (Some(TaskKind::Test), Output::Tested(_)) => {
             // Testing => Publishing
@@ -267,6 +338,107 @@ pub(super) fn advance(
     }
 }
 
+/// Baking => Testing | Publishing
+fn after_bake(ledger: &mut Ledger, cx: &Context, id: RunId, effects: &mut Vec<Effect>) {
+    let run = ledger.runs.get_mut(&id);
+    let run = run.expect("the caller holds an open run");
+    if run
+        .pipeline
+        .as_ref()
+        .is_some_and(|pipeline| !pipeline.test.is_empty())
+    {
+        run.phase = RunPhase::Testing;
+        add_task(ledger, cx, id, 0, TaskKind::Test, Vec::new(), effects);
+    } else {
+        start_publishing(ledger, cx, id, effects);
+    }
+}
+
+/// Why a pipeline cannot be run for a team.
+pub(super) fn source_problems(
+    ledger: &Ledger,
+    team: &TeamName,
+    pipeline: &Pipeline,
+) -> Vec<String> {
+    let mut problems = Vec::new();
+    if pipeline.team != *team {
+        problems.push(format!(
+            "the pipeline names team `{}`, this run belongs to team `{team}`",
+            pipeline.team
+        ));
+    }
+    for wanted in &pipeline.rollout {
+        match ledger.fleets.get(&wanted.fleet) {
+            None => problems.push(format!(
+                "there is no fleet `{}`: make it with `oast apply -f`, then push or run again",
+                wanted.fleet
+            )),
+            Some(fleet) if fleet.spec.team != *team => problems.push(format!(
+                "fleet `{}` belongs to team `{}`",
+                wanted.fleet, fleet.spec.team
+            )),
+            Some(_) => {}
+        }
+    }
+    problems
+}
+
+/// A run whose group wants only the newest ends the older ones, or itself when it came late.
+/// False when it ended itself.
+fn supersede(ledger: &mut Ledger, cx: &Context, id: RunId, effects: &mut Vec<Effect>) -> bool {
+    let run = ledger.runs.get(&id).expect("the caller holds an open run");
+    let concurrency = run
+        .pipeline
+        .as_ref()
+        .and_then(|pipeline| pipeline.concurrency.clone())
+        .filter(|concurrency| concurrency.cancel_in_progress);
+    let Some(concurrency) = concurrency else {
+        return true;
+    };
+    let key = GroupKey {
+        team: run.team.clone(),
+        group: concurrency.group,
+    };
+    let others = ledger.index.group(&key).map(|group| group.runs());
+    let others = others.unwrap_or_default();
+    let superseded = |by: RunId| {
+        format!(
+            "superseded by run {by} in the concurrency group `{}`",
+            key.group
+        )
+    };
+    if let Some(newer) = others.last().filter(|other| **other > id) {
+        let reason = superseded(*newer);
+        conclude(
+            ledger,
+            cx,
+            id,
+            Ending::Cancelled,
+            reason,
+            Vec::new(),
+            effects,
+        );
+        return false;
+    }
+    for other in others.into_iter().filter(|other| *other < id) {
+        // What is published rolls out; it ends by its rollout, and the newer one waits for it.
+        let open = ledger.runs.get(&other);
+        if open.is_some_and(|run| run.phase != RunPhase::RollingOut) {
+            let reason = superseded(id);
+            conclude(
+                ledger,
+                cx,
+                other,
+                Ending::Cancelled,
+                reason,
+                Vec::new(),
+                effects,
+            );
+        }
+    }
+    true
+}
+
 fn source_done(
     ledger: &mut Ledger,
     cx: &Context,
@@ -276,26 +448,7 @@ fn source_done(
 ) {
     let run = ledger.runs.get(&id).expect("the caller holds an open run");
     let pipeline = source.pipeline;
-    let mut problems = Vec::new();
-    if pipeline.team != run.team {
-        problems.push(format!(
-            "the pipeline names team `{}`, this run belongs to team `{}`",
-            pipeline.team, run.team
-        ));
-    }
-    for wanted in &pipeline.rollout {
-        match ledger.fleets.get(&wanted.fleet) {
-            None => problems.push(format!(
-                "there is no fleet `{}`: make it with `oast apply -f`, then push or run again",
-                wanted.fleet
-            )),
-            Some(fleet) if fleet.spec.team != run.team => problems.push(format!(
-                "fleet `{}` belongs to team `{}`",
-                wanted.fleet, fleet.spec.team
-            )),
-            Some(_) => {}
-        }
-    }
+    let mut problems = source_problems(ledger, &run.team, &pipeline);
     let steps = bake_steps(&pipeline);
     let run = ledger
         .runs
@@ -311,12 +464,11 @@ fn source_done(
         return;
     }
     remember_calendar(ledger, cx, id, effects);
+    if !supersede(ledger, cx, id, effects) {
+        return;
+    }
     // Source => Baking
-    let run = ledger
-        .runs
-        .get_mut(&id)
-        .expect("the caller holds an open run");
-    run.phase = RunPhase::Baking;
+    run_phase(ledger, id, RunPhase::Baking);
     add_task(ledger, cx, id, 0, TaskKind::Bake, steps, effects);
 }
 
@@ -363,6 +515,7 @@ fn remember_calendar(ledger: &mut Ledger, cx: &Context, id: RunId, effects: &mut
         path: run.path.clone(),
         cause: String::new(),
         inputs: BTreeMap::new(),
+        priority: None,
     };
     let fired = ledger.crons.get(&key).map_or(cx.now, |before| before.fired);
     ledger.crons.insert(
@@ -534,7 +687,8 @@ pub(super) fn conclude(
     for task in &record.run.tasks {
         ledger.tasks.remove(task);
     }
-    ledger.push_history(cx, b'r', id.0, codec::encode(&record));
+    let team = record.run.team.clone();
+    ledger.push_history(cx, RUN, id.0, &team, codec::encode(&record));
     effects.push(Effect::RunChanged(id));
 }
 

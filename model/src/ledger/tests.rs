@@ -15,7 +15,7 @@ use crate::resource::{
     self, ChannelRef, Drain, Health, HealthHttp, Provider, Resource, Role, ScaleSet, Serve,
 };
 use crate::rollout::{Decision, Situation, instance_names, plan};
-use crate::schedule::{Session, schedule};
+use crate::schedule::{Overlay, Rules, Session, schedule};
 use crate::task::{
     BatchAction, BatchInstance, BatchOutput, Origin, Outcome, Output, Report, SourceOutput, Work,
 };
@@ -65,6 +65,8 @@ fn pipeline() -> Pipeline {
             channel: name("candidate"),
             regions: Vec::new(),
         },
+        priority: None,
+        concurrency: None,
         rollout: vec![crate::pipeline::Rollout {
             fleet: name("web-prod"),
             strategy: Strategy {
@@ -125,11 +127,7 @@ impl World {
             admin: "h".into(),
             worker: "w".into(),
         });
-        let team = resource::Team {
-            name: name("payments"),
-            description: None,
-            members: Vec::new(),
-        };
+        let team = resource::Team::new(name("payments"));
         world.farm(Command::ApplyResource {
             resource: Box::new(Resource::Team(team)),
             expected: Some(0),
@@ -230,7 +228,13 @@ impl World {
             cached: Default::default(),
             cordoned: false,
         };
-        let grants = schedule(&self.ledger, &[session], &Default::default(), self.now);
+        let grants = schedule(
+            &self.ledger,
+            &Overlay::default(),
+            &[session],
+            &Rules::default(),
+            self.now,
+        );
         let any = !grants.is_empty();
         for grant in grants {
             let answer = self.farm(Command::GrantLease {
@@ -625,6 +629,7 @@ fn the_same_request_id_is_the_same_run() {
             path: "oast.yaml".into(),
             cause: "oast run".into(),
             inputs: BTreeMap::new(),
+            priority: None,
         })
     };
     let first = world.ask(ann.clone(), Some("q1"), submit(b"1"));

@@ -11,13 +11,18 @@ use std::collections::BTreeMap;
 
 use crate::document::{Checked, Code, Node, Place, Reader};
 use crate::names::{PipelineName, TeamName};
-use crate::pipeline::definition::{ApiVersion, Input, InputKind, InputValue, Pipeline};
+use crate::pipeline::definition::{
+    ApiVersion, Concurrency, Input, InputKind, InputValue, Pipeline,
+};
 use crate::pipeline::inputs;
+use crate::priority::Priority;
 
 pub(crate) use trigger::globs;
 
 /// The most inputs of a pipeline.
 pub const INPUTS_MAX: usize = 64;
+/// The most runs of a concurrency group side by side.
+pub const CONCURRENCY_MAX: u32 = 1_000;
 
 /// Reads a pipeline file. `file` is what the problems call it.
 pub fn parse(file: &str, text: &str) -> Checked<Pipeline> {
@@ -69,12 +74,19 @@ fn pipeline(reader: &mut Reader, node: &Node) -> Option<Pipeline> {
     let test = map.or(reader, "test", Vec::new(), release::tests);
     let publish = map.required(reader, "publish", release::publish);
     let rollout = map.or(reader, "rollout", Vec::new(), release::rollouts);
+    let priority = map.optional(reader, "priority", |r, n| {
+        r.choice(n, "a priority", &PRIORITIES)
+    });
+    let concurrency = map.optional(reader, "concurrency", concurrency);
     map.done(reader, |key| match key {
         "on" | "trigger" | "true" => {
             Some("the key is `triggers`: tools of YAML 1.1 read `on` as the truth value true")
         }
         "steps" | "from" | "packages" => Some("it belongs inside `bake:`"),
         "fleet" | "strategy" | "gates" => Some("it belongs into an item of `rollout:`"),
+        "group" | "max" | "cancelInProgress" => {
+            Some("write `concurrency: { group: deploy-prod, max: 1 }`")
+        }
         "kind" | "spec" | "metadata" => {
             Some("a pipeline has no kind; resources are made by `oast apply -f`")
         }
@@ -90,6 +102,8 @@ fn pipeline(reader: &mut Reader, node: &Node) -> Option<Pipeline> {
         test: test?,
         publish: publish?,
         rollout: rollout?,
+        priority: priority?,
+        concurrency: concurrency?,
     })
 }
 
@@ -100,6 +114,61 @@ pub(crate) fn api_version(reader: &mut Reader, node: &Node) -> Option<ApiVersion
         "a version of the format",
         &[("oast/v1", ApiVersion::V1)],
     )
+}
+
+const PRIORITIES: [(&str, Priority); 3] = [
+    (Priority::Interactive.as_str(), Priority::Interactive),
+    (Priority::Normal.as_str(), Priority::Normal),
+    (Priority::Batch.as_str(), Priority::Batch),
+];
+
+/// `concurrency: { group: deploy-prod, max: 1, cancelInProgress: false }`
+fn concurrency(reader: &mut Reader, node: &Node) -> Option<Concurrency> {
+    if let Some(group) = node.scalar() {
+        let hint = format!(
+            "write `concurrency: {{ group: {} }}`",
+            crate::document::reader::shorten(group)
+        );
+        reader.error_hint(
+            Code::WrongType,
+            node.place,
+            "a concurrency group is a map with the key `group`",
+            hint,
+        );
+        return None;
+    }
+    let mut map = reader.map(node, "`concurrency`")?;
+    let group = map.required(reader, "group", |r, n| {
+        let group = r.fixed(n, "a concurrency group")?;
+        match crate::names::check(group) {
+            Ok(()) => Some(group.to_owned()),
+            Err(error) => {
+                let shown = crate::document::reader::shorten(group);
+                let message = format!("`{shown}` is not a concurrency group: {error}");
+                r.error(Code::Name, n.place, message);
+                None
+            }
+        }
+    });
+    let max = map.or(reader, "max", 1, |r, n| {
+        r.number(n, "the number of runs side by side", 1, CONCURRENCY_MAX)
+    });
+    let cancel_in_progress = map.or(reader, "cancelInProgress", false, Reader::truth);
+    map.done(reader, |_| None);
+    let (max, cancel_in_progress) = (max?, cancel_in_progress?);
+    if cancel_in_progress && max > 1 {
+        reader.error_hint(
+            Code::Contradiction,
+            node.place,
+            "`cancelInProgress` ends every older run, so `max` above 1 has no meaning",
+            "leave `max` out, or let runs wait",
+        );
+    }
+    Some(Concurrency {
+        group: group?,
+        max,
+        cancel_in_progress,
+    })
 }
 
 const KINDS: [(&str, InputKind); 3] = [

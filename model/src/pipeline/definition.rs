@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::names::{
     ChannelName, FleetName, ImageName, PipelineName, RegionName, SecretName, TeamName,
 };
+use crate::priority::Priority;
 use crate::units::{Amount, ByteSize, TimeSpan};
 
 /// How long a `run` step may take unless it says otherwise.
@@ -52,6 +53,24 @@ pub struct Pipeline {
     /// The fleets that get the image, in order.
     #[serde(default)]
     pub rollout: Vec<Rollout>,
+    /// How urgent its runs are, unless whoever starts one says otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub priority: Option<Priority>,
+    /// Which of its runs may go on side by side.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub concurrency: Option<Concurrency>,
+}
+
+/// Runs of a team that name the same group go on one after the other, or a few at a time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Concurrency {
+    /// The group's name, the team's own.
+    pub group: String,
+    /// How many of its runs may have begun and not ended. At least 1.
+    pub max: u32,
+    /// Whether a newer run ends the older ones instead of waiting for them.
+    #[serde(default)]
+    pub cancel_in_progress: bool,
 }
 
 /// The version of a file's format.

@@ -176,6 +176,30 @@ pub struct PipelineFile {
     /// The fleets that get the image, in order.
     #[serde(skip_serializing_if = "skip")]
     rollout: Option<Vec<RolloutFile>>,
+    /// How urgent its runs are: somebody waits, as everybody's, or whenever nothing else is to be
+    /// done. Default: normal.
+    #[serde(skip_serializing_if = "skip")]
+    #[schemars(extend("enum" = ["interactive", "normal", "batch"]))]
+    priority: Option<String>,
+    /// Which runs may go on side by side. Default: all.
+    #[serde(skip_serializing_if = "skip")]
+    concurrency: Option<ConcurrencyFile>,
+}
+
+/// Runs of the team that name the same group go on one after the other, the oldest first.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(rename = "Concurrency")]
+struct ConcurrencyFile {
+    /// The group's name. Pipelines of one team may share it.
+    group: Name,
+    /// How many of its runs may have begun and not ended. Default: 1.
+    #[serde(skip_serializing_if = "skip")]
+    #[schemars(range(min = 1, max = 1000))]
+    max: Option<u32>,
+    /// Whether a newer run ends the older ones instead of waiting for them. Default: false.
+    #[serde(skip_serializing_if = "skip")]
+    cancel_in_progress: Option<bool>,
 }
 
 /// A value that a run may be given.

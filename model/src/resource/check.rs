@@ -14,8 +14,8 @@ use crate::pipeline::check::{api_version, globs};
 use crate::pipeline::rules::Rule;
 use crate::pipeline::{PIPELINE_PATH, SecretRef};
 use crate::resource::definition::{
-    ChannelRef, Drain, Fleet, Health, HealthHttp, Provider, Repository, Resource, ResourceKind,
-    Role, ScaleSet, Serve, Team, TeamMember,
+    ChannelRef, Drain, Fleet, Health, HealthHttp, Provider, Quota, Repository, Resource,
+    ResourceKind, Retention, Role, ScaleSet, Serve, Team, TeamMember,
 };
 use crate::units::TimeSpan;
 
@@ -41,6 +41,15 @@ pub const DRAIN_MAX: TimeSpan = TimeSpan::from_secs(60 * 60);
 pub const POLL_MIN: TimeSpan = TimeSpan::from_millis(500);
 /// And at least this often, when it is polled at all.
 pub const POLL_MAX: TimeSpan = TimeSpan::from_secs(24 * 60 * 60);
+
+/// The largest weight of a team.
+pub const WEIGHT_MAX: u32 = 1_000;
+/// The largest quota of a team.
+pub const QUOTA_MAX: u32 = 1_000_000;
+/// The most finished runs of a team that can be kept.
+pub const RUNS_KEPT_MAX: u32 = 10_000_000;
+/// The most days for which they can be kept.
+pub const DAYS_KEPT_MAX: u32 = 3_650;
 
 /// Reads a file of resources. `file` is what the problems call it.
 pub fn parse(file: &str, text: &str) -> Checked<Vec<Resource>> {
@@ -430,11 +439,63 @@ fn team(reader: &mut Reader, name: Option<&Node>, node: &Node) -> Option<Team> {
         Some(text.to_owned())
     });
     let members = map.or(reader, "members", Vec::new(), members);
-    map.done(reader, |_| None);
+    let weight = map.or(reader, "weight", 1, |r, n| {
+        r.number(n, "a team's weight", 1, WEIGHT_MAX)
+    });
+    let quota = map.optional(reader, "quota", quota);
+    let retention = map.optional(reader, "retention", retention);
+    map.done(reader, |key| match key {
+        "share" | "priority" => {
+            Some("a team's part of the farm is its `weight`; urgency is a pipeline's `priority`")
+        }
+        "limit" | "slots" | "borrow" => Some("write `quota: { slots: 4, borrow: 2 }`"),
+        _ => None,
+    });
     Some(Team {
         name: name?,
         description: description?,
         members: members?,
+        weight: weight?,
+        quota: quota?,
+        retention: retention?,
+    })
+}
+
+fn quota(reader: &mut Reader, node: &Node) -> Option<Quota> {
+    let mut map = reader.map(node, "`quota`")?;
+    let slots = map.required(reader, "slots", |r, n| {
+        r.number(n, "the number of slots", 0, QUOTA_MAX)
+    });
+    let borrow = map.or(reader, "borrow", 0, |r, n| {
+        r.number(n, "the number of slots to borrow", 0, QUOTA_MAX)
+    });
+    map.done(reader, |_| None);
+    let (slots, borrow) = (slots?, borrow?);
+    if slots == 0 && borrow == 0 {
+        reader.error_hint(
+            Code::OutOfRange,
+            node.place,
+            "with this quota the team could never run anything",
+            "give it a slot, or let it borrow one",
+        );
+        return None;
+    }
+    Some(Quota { slots, borrow })
+}
+
+fn retention(reader: &mut Reader, node: &Node) -> Option<Retention> {
+    let usual = Retention::default();
+    let mut map = reader.map(node, "`retention`")?;
+    let runs = map.or(reader, "runs", usual.runs, |r, n| {
+        r.number(n, "the number of finished runs", 1, RUNS_KEPT_MAX)
+    });
+    let days = map.or(reader, "days", usual.days, |r, n| {
+        r.number(n, "the number of days", 1, DAYS_KEPT_MAX)
+    });
+    map.done(reader, |_| None);
+    Some(Retention {
+        runs: runs?,
+        days: days?,
     })
 }
 

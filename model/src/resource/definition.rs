@@ -100,7 +100,7 @@ pub struct Fleet {
 }
 
 /// Who runs the instances.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Provider {
     /// `oast local-cloud` on this machine.
@@ -213,6 +213,64 @@ pub struct Team {
     /// Who may do what in it.
     #[serde(default)]
     pub members: Vec<TeamMember>,
+    /// Its part of the farm beside the other teams'. At least 1.
+    #[serde(default = "usual_weight", skip_serializing_if = "is_usual_weight")]
+    pub weight: u32,
+    /// How many slots it may hold; none: as many as are free.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quota: Option<Quota>,
+    /// How long its finished work is kept; none: as long as the farm keeps it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retention: Option<Retention>,
+}
+
+impl Team {
+    /// A team with nothing declared.
+    pub const fn new(name: TeamName) -> Team {
+        Team {
+            name,
+            description: None,
+            members: Vec::new(),
+            weight: usual_weight(),
+            quota: None,
+            retention: None,
+        }
+    }
+}
+
+/// The weight of a team that declares none.
+const fn usual_weight() -> u32 {
+    1
+}
+
+const fn is_usual_weight(weight: &u32) -> bool {
+    *weight == usual_weight()
+}
+
+/// How many slots a team may hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Quota {
+    /// Its own.
+    pub slots: u32,
+    /// What it may hold besides while others leave it free.
+    #[serde(default)]
+    pub borrow: u32,
+}
+
+impl Quota {
+    /// The most that it may hold.
+    pub const fn limit(self) -> u32 {
+        self.slots.saturating_add(self.borrow)
+    }
+}
+
+/// How long finished runs and rollouts are kept: until one of the two is exceeded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Retention {
+    /// The newest so many.
+    pub runs: u32,
+    /// For so many days.
+    pub days: u32,
 }
 
 /// A person or machine account in a team.

@@ -202,6 +202,45 @@ struct TeamSpec {
     /// Who may do what in it.
     #[serde(skip_serializing_if = "skip")]
     members: Option<Vec<MemberSpec>>,
+    /// The team's part of the farm beside the other teams': one of weight 3 gets three times what one
+    /// of weight 1 gets, while both want more than there is. Default: 1.
+    #[serde(skip_serializing_if = "skip")]
+    #[schemars(range(min = 1, max = 1000))]
+    weight: Option<u32>,
+    /// How many slots the team may hold at once. Default: as many as are free.
+    #[serde(skip_serializing_if = "skip")]
+    quota: Option<QuotaSpec>,
+    /// How long its finished runs are kept. Default: as long as the farm keeps them.
+    #[serde(skip_serializing_if = "skip")]
+    retention: Option<RetentionSpec>,
+}
+
+/// How many slots a team may hold at once. Rollbacks and repairs are beyond it.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct QuotaSpec {
+    /// Its own slots.
+    #[schemars(range(min = 0, max = 1_000_000))]
+    slots: u32,
+    /// What it may hold besides while others leave it free. Default: 0.
+    #[serde(skip_serializing_if = "skip")]
+    #[schemars(range(min = 0, max = 1_000_000))]
+    borrow: Option<u32>,
+}
+
+/// How long finished runs are kept: until one of the two is exceeded. What an image version or a
+/// fleet still refers to is kept longer.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct RetentionSpec {
+    /// The newest so many. Default: 10000.
+    #[serde(skip_serializing_if = "skip")]
+    #[schemars(range(min = 1, max = 10_000_000))]
+    runs: Option<u32>,
+    /// For so many days. Default: 90.
+    #[serde(skip_serializing_if = "skip")]
+    #[schemars(range(min = 1, max = 3650))]
+    days: Option<u32>,
 }
 
 /// A person or machine account in the team.
@@ -306,5 +345,14 @@ fn team_spec(team: &Team) -> TeamSpec {
     TeamSpec {
         description: team.description.clone(),
         members: Some(members).filter(|list| !list.is_empty()),
+        weight: Some(team.weight),
+        quota: team.quota.map(|quota| QuotaSpec {
+            slots: quota.slots,
+            borrow: Some(quota.borrow),
+        }),
+        retention: team.retention.map(|kept| RetentionSpec {
+            runs: Some(kept.runs),
+            days: Some(kept.days),
+        }),
     }
 }

@@ -138,9 +138,11 @@ fn is_test(file: &Text) -> bool {
     if path.file_name().is_some_and(|name| name == "build.rs") {
         return true;
     }
-    let in_tests = path
-        .components()
-        .any(|part| part.as_os_str() == "tests" || part.as_os_str() == "examples");
+    let in_tests = path.components().any(|part| {
+        ["tests", "examples", "benches"]
+            .iter()
+            .any(|dir| part.as_os_str() == *dir)
+    });
     in_tests || path.file_stem().is_some_and(|stem| stem == "tests")
 }
 

@@ -126,6 +126,7 @@ impl Machine for Lists {
                 })
                 .collect(),
             history: std::mem::take(&mut self.history),
+            pruned: Vec::new(),
         }
     }
 

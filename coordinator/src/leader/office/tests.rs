@@ -44,11 +44,7 @@ impl Farm {
             admin: "a".into(),
             worker: "w".into(),
         });
-        let team = Team {
-            name: name("shop"),
-            description: None,
-            members: Vec::new(),
-        };
+        let team = Team::new(name("shop"));
         farm.apply(Command::ApplyResource {
             resource: Box::new(Resource::Team(team)),
             expected: None,
@@ -68,6 +64,7 @@ impl Farm {
             path: "oast.yaml".into(),
             cause: "test".into(),
             inputs: BTreeMap::new(),
+            priority: None,
         }));
         farm
     }

@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use oast_model::fleet::{Observation, Probe, Watch};
-use oast_model::ids::{TaskId, Token};
+use oast_model::ids::Token;
 use oast_model::ledger::{BatchKind, BatchPhase, Command, FleetRecord, Ledger};
-use oast_model::names::{InstanceName, WorkerName};
+use oast_model::names::InstanceName;
 use oast_model::pipeline::cron;
 use oast_model::rollout::{Decision, Situation, plan};
 use oast_model::schedule::schedule;
@@ -30,29 +30,22 @@ impl Office {
         }
         let time = self.clock.read(term, look.now, look.wall, look.applied);
         self.tell_workers(look.view, term);
-        self.grant(look.view, time);
+        let ready = self.grant(look.view, time);
         let expiry = self.expire(look.view, look.now);
         let fleets = self.reconcile(look.view, time);
         self.assign_watches(look.view);
         // Calendars are about days and hours as people read them.
         let calendar = self.fire_calendars(look.view, look.wall);
-        expiry.min(fleets).min(calendar).min(rested).min(TURN_MAX)
+        let next = ready.min(expiry).min(fleets).min(calendar);
+        next.min(rested).min(TURN_MAX)
     }
 
     /// Leases that a session does not know begin; tokens that it knows and no lease has, ended.
     fn tell_workers(&mut self, view: &Ledger, term: u64) {
         let applied = view.seq().as_u64();
-        let mut live: BTreeMap<(WorkerName, u64), BTreeSet<Token>> = BTreeMap::new();
-        for (token, lease) in view.leases().iter() {
-            let holder = (lease.worker.clone(), lease.incarnation);
-            live.entry(holder).or_default().insert(*token);
-        }
         for (session, connected) in self.desk.sessions_mut() {
-            let holder = (
-                connected.session.worker.clone(),
-                connected.session.incarnation,
-            );
-            let live = live.remove(&holder).unwrap_or_default();
+            let (worker, incarnation) = (&connected.session.worker, connected.session.incarnation);
+            let live: BTreeSet<Token> = view.index().leases_of(worker, incarnation).collect();
             if live == connected.told {
                 continue;
             }
@@ -72,44 +65,42 @@ impl Office {
         }
     }
 
-    fn grant(&mut self, view: &Ledger, time: Timestamp) {
-        let pending: BTreeSet<TaskId> = self
-            .pending
-            .keys()
-            .filter_map(|key| match key {
-                Key::Grant(task) => Some(*task),
-                _ => None,
-            })
-            .collect();
-        for grant in schedule(view, &self.desk.schedule_sessions(), &pending, time) {
+    /// Proposes leases and says when the next task becomes ready.
+    fn grant(&mut self, view: &Ledger, time: Timestamp) -> Duration {
+        let sessions = self
+            .desk
+            .sessions()
+            .map(|(_, connected)| &connected.session);
+        for grant in schedule(view, &self.overlay, sessions, &self.rules, time) {
             let command = Command::GrantLease {
                 task: grant.task,
-                worker: grant.worker,
+                worker: grant.worker.clone(),
                 incarnation: grant.incarnation,
             };
             self.propose(Key::Grant(grant.task), command);
+            self.overlay.assume(grant);
         }
+        let next = view.index().next_ready(time);
+        next.map_or(TURN_MAX, |at| at.since(time) + Duration::from_millis(1))
     }
 
     /// Ends leases whose holders were silent for their full time within this term.
     fn expire(&mut self, view: &Ledger, now: Duration) -> Duration {
         let mut next = TURN_MAX;
-        for (token, lease) in view.leases().iter() {
-            let silence = self.desk.silence(&lease.worker, lease.incarnation, now);
+        for (worker, incarnation, tokens) in view.index().holders() {
+            let silence = self.desk.silence(worker, incarnation, now);
             if silence < self.lease_ttl {
                 next = next.min(self.lease_ttl - silence);
                 continue;
             }
-            let reason = format!(
-                "worker `{}` was silent for {} ms",
-                lease.worker,
-                silence.as_millis()
-            );
-            let command = Command::ExpireLease {
-                token: *token,
-                reason,
-            };
-            self.propose(Key::Expire(*token), command);
+            for token in tokens {
+                let silent = silence.as_millis();
+                let command = Command::ExpireLease {
+                    token: *token,
+                    reason: format!("worker `{worker}` was silent for {silent} ms"),
+                };
+                self.propose(Key::Expire(*token), command);
+            }
         }
         next
     }

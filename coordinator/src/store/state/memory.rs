@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{
     Changes, HistoryGap, HistoryReader, HistoryTail, Mark, Record, StateError, StateRoot,
-    StateStore, Syncer, check_fill,
+    StateStore, Syncer, check_fill, tombstone,
 };
 
 #[derive(Clone, Debug, Default)]
@@ -79,6 +79,11 @@ impl StateStore for MemoryState {
             content.tail = content.tail.then(&record);
             let number = content.tail.last;
             content.history.insert(number, record);
+        }
+        for number in changes.pruned {
+            if let Some(record) = content.history.get_mut(&number) {
+                *record = tombstone(record);
+            }
         }
         content.mark = mark;
         Ok(())

@@ -20,7 +20,7 @@ use super::super::disk;
 use super::super::log::LogPosition;
 use super::{
     Changes, HistoryGap, HistoryReader, HistoryTail, Mark, Record, StateError, StateRoot,
-    StateStore, Syncer, check_fill,
+    StateStore, Syncer, check_fill, tombstone,
 };
 
 const KEY_GAP: &[u8] = b"g";
@@ -234,9 +234,28 @@ impl StateStore for TreeState {
             }
         }
         let mut tail = self.tail;
+        let first = tail.last + 1;
+        let mut appended = Vec::new();
         for record in changes.history {
             tail = tail.then(&record);
-            batch.insert(&history_key(tail.last), record);
+            appended.push(record);
+        }
+        for number in changes.pruned {
+            let new = number
+                .checked_sub(first)
+                .and_then(|place| appended.get_mut(usize::try_from(place).ok()?));
+            if let Some(record) = new {
+                *record = tombstone(record);
+                continue;
+            }
+            let key = history_key(number);
+            let stored = self.place.db.get(key).map_err(self.place.engine("read"))?;
+            if let Some(record) = stored {
+                batch.insert(&key, tombstone(&record));
+            }
+        }
+        for (number, record) in (first..).zip(appended) {
+            batch.insert(&history_key(number), record);
         }
         batch.insert(KEY_MARK, mark_bytes(mark, tail));
         self.place

@@ -82,6 +82,17 @@ fn pipeline_file(pipeline: &Pipeline) -> PipelineFile {
             regions: filled(pipeline.publish.regions.iter().map(name).collect()),
         },
         rollout: filled(pipeline.rollout.iter().map(rollout_file).collect()),
+        priority: pipeline
+            .priority
+            .map(|priority| priority.as_str().to_owned()),
+        concurrency: pipeline
+            .concurrency
+            .as_ref()
+            .map(|concurrency| ConcurrencyFile {
+                group: name(&concurrency.group),
+                max: Some(concurrency.max),
+                cancel_in_progress: Some(concurrency.cancel_in_progress),
+            }),
     }
 }
 
