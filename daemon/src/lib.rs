@@ -14,6 +14,7 @@ pub mod metrics;
 pub mod panic;
 pub mod preflight;
 pub mod random;
+pub mod retry;
 pub mod secret;
 pub mod serve;
 pub mod shutdown;

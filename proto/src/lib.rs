@@ -9,6 +9,8 @@
     reason = "generated code carries allow attributes of its own"
 )]
 
+pub mod fault;
+
 /// Spoken between the local provider and the local cloud.
 pub mod localcloud {
     /// First version.
