@@ -10,16 +10,21 @@
 //! number differs from the last one sent, so a missed wake-up or a reconnect loses nothing.
 
 pub mod auth;
+mod changes;
 mod convert;
+mod filter;
 mod fleets;
 mod forward;
+mod health;
 mod images;
 mod logs;
 mod operator;
+mod page;
 mod resources;
 mod runs;
 pub mod sight;
 pub mod status;
+mod submit;
 #[cfg(test)]
 pub(crate) mod tests;
 
@@ -33,18 +38,20 @@ use axum::Router;
 use oast_artifacts::ArtifactStore;
 use oast_daemon::secret::Secret;
 use oast_daemon::task::{TaskKind, Tasks};
+use oast_proto::v1::changes_server::ChangesServer;
 use oast_proto::v1::fleets_server::FleetsServer;
 use oast_proto::v1::images_server::ImagesServer;
 use oast_proto::v1::operator_server::OperatorServer;
 use oast_proto::v1::resources_server::ResourcesServer;
 use oast_proto::v1::runs_server::RunsServer;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
 use crate::archive::Archive;
-use crate::farm::Farm;
+use crate::farm::{Farm, Look};
 use crate::secrets::Secrets;
+use auth::Caller;
 use sight::LeaderSight;
 
 /// Messages that may wait in a stream for a slow client.
@@ -80,7 +87,11 @@ impl std::fmt::Debug for Parts {
 
 /// The services. Clones answer from the same parts.
 #[derive(Clone)]
-pub struct Api(Arc<Parts>);
+pub struct Api {
+    parts: Arc<Parts>,
+    /// Places for watches of everything.
+    watches: Arc<Semaphore>,
+}
 
 impl std::fmt::Debug for Api {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -92,7 +103,7 @@ impl Deref for Api {
     type Target = Parts;
 
     fn deref(&self) -> &Parts {
-        &self.0
+        &self.parts
     }
 }
 
@@ -104,7 +115,10 @@ type Sender<T> = mpsc::Sender<Result<T, Status>>;
 impl Api {
     /// The API over its parts.
     pub fn new(parts: Parts) -> Api {
-        Api(Arc::new(parts))
+        Api {
+            parts: Arc::new(parts),
+            watches: Arc::new(Semaphore::new(changes::WATCHES_MAX)),
+        }
     }
 
     /// Runs `work` behind a stream; an error that it returns is the stream's last message.
@@ -130,6 +144,13 @@ impl Api {
         Box::pin(ReceiverStream::new(receiver))
     }
 
+    /// The state as the caller wants it, noted for the answer.
+    async fn look(&self, caller: &Caller) -> Result<Look, Status> {
+        let look = self.farm.look(caller.patience).await?;
+        caller.note(&look);
+        Ok(look)
+    }
+
     /// Runs something that reads files.
     async fn blocking<T: Send + 'static>(
         &self,
@@ -145,7 +166,10 @@ impl Api {
 /// are merged by the process.
 pub fn router(parts: Parts) -> Router {
     let api = Api::new(parts);
+    let fresh = api.farm.clone().keep_fresh();
+    let _handle = api.tasks.spawn("keep-fresh", TaskKind::BACKGROUND, fresh);
     services(&api)
+        .merge(health::routes(&api.farm, &api.tasks))
         .merge(crate::webhook::routes(api.clone()))
         .merge(crate::web::routes(api))
 }
@@ -157,6 +181,7 @@ fn services(api: &Api) -> Router {
         .add_service(FleetsServer::new(api.clone()))
         .add_service(ResourcesServer::new(api.clone()))
         .add_service(OperatorServer::new(api.clone()))
+        .add_service(ChangesServer::new(api.clone()))
         .into_axum_router()
         // Other routers are merged, and an unknown page is a 404, not a gRPC answer.
         .reset_fallback()
@@ -174,6 +199,7 @@ fn services(api: &Api) -> Router {
 fn reflect_v1() -> Router {
     let service = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(oast_proto::DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1()
         .expect("the build made these descriptors");
     let routes = tonic::service::Routes::new(service);
@@ -184,6 +210,7 @@ fn reflect_v1() -> Router {
 fn reflect_v1alpha() -> Router {
     let service = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(oast_proto::DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1alpha()
         .expect("the build made these descriptors");
     let routes = tonic::service::Routes::new(service);

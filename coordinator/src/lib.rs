@@ -5,6 +5,7 @@ pub mod archive;
 pub mod config;
 pub mod consensus;
 pub mod farm;
+pub mod feed;
 mod gauges;
 pub mod git;
 pub mod leader;

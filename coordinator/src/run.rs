@@ -23,7 +23,7 @@ use tonic::service::InterceptorLayer;
 use tracing::info;
 
 use crate::api::{self, Parts};
-use crate::archive::Archive;
+use crate::archive::{Archive, ArchiveError};
 use crate::config::CoordinatorConfig;
 use crate::consensus::driver::{self, Setup};
 use crate::consensus::halt::Halt;
@@ -77,6 +77,9 @@ pub enum RunError {
     /// The artifact store cannot be opened.
     #[error("open the artifact store")]
     Store(#[source] oast_artifacts::StoreError),
+    /// The index of finished runs cannot be made.
+    #[error(transparent)]
+    Archive(ArchiveError),
     /// The folder of secrets cannot be used.
     #[error(transparent)]
     Secrets(SecretError),
@@ -166,7 +169,16 @@ pub async fn run(
             path: err.into_path_buf(),
         })?;
     let artifacts = ArtifactStore::open(&store_dir).map_err(RunError::Store)?;
-    let archive = Archive::new(handle.clone());
+    let (history, index) = (handle.clone(), config.data_dir.join("index"));
+    let archive = tasks
+        .blocking("open-index", move || {
+            let archive = Archive::open(history, &index)?;
+            archive.refresh()?;
+            Ok(archive)
+        })
+        .await
+        .map_err(RunError::OpenLost)?
+        .map_err(RunError::Archive)?;
     let api = api::router(Parts {
         farm: farm.clone(),
         archive,

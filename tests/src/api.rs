@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use oast_proto::v1::changes_client::ChangesClient;
 use oast_proto::v1::fleets_client::FleetsClient;
 use oast_proto::v1::images_client::ImagesClient;
 use oast_proto::v1::operator_client::OperatorClient;
@@ -64,6 +65,7 @@ services! {
     fleets: FleetsClient;
     resources: ResourcesClient;
     operator: OperatorClient;
+    changes: ChangesClient;
 }
 
 impl Api {

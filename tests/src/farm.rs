@@ -468,7 +468,7 @@ impl Farm {
             let list = self
                 .api(1)?
                 .operator()
-                .list_workers(call(ListWorkersRequest {}))
+                .list_workers(call(ListWorkersRequest::default()))
                 .await?;
             let workers = list.into_inner().workers;
             Ok(seen(

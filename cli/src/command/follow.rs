@@ -136,8 +136,9 @@ impl<'a> Follower<'a> {
         self.states += 1;
         self.work.push(Box::pin(async move {
             let open = |member: Member| {
-                let request = v1::GetRolloutRequest {
+                let request = v1::WatchRolloutRequest {
                     rollout: id.clone(),
+                    after_seq: 0,
                 };
                 async move { member.fleets().watch_rollout(request).await }
             };

@@ -104,6 +104,7 @@ pub async fn list(connect: &Connect, output: Output, all: bool) -> anyhow::Resul
     let client = connect.client()?;
     let request = v1::ListImagesRequest {
         team: connect.said_team().unwrap_or_default(),
+        ..v1::ListImagesRequest::default()
     };
     let found = client
         .call(|member| {

@@ -157,6 +157,7 @@ pub async fn list(
     let request = v1::ListRolloutsRequest {
         fleet: fleet.to_owned(),
         page_size: limit,
+        ..v1::ListRolloutsRequest::default()
     };
     let found = client
         .call(|member| {

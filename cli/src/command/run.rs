@@ -309,6 +309,7 @@ pub async fn list(
             page_size: left,
             page_token: token,
             open,
+            ..v1::ListRunsRequest::default()
         };
         let page = client
             .call(|member| {

@@ -46,7 +46,7 @@ pub async fn list(connect: &Connect, output: Output) -> anyhow::Result<Exit> {
         .call(|member| async move {
             member
                 .operator()
-                .list_workers(v1::ListWorkersRequest {})
+                .list_workers(v1::ListWorkersRequest::default())
                 .await
         })
         .await?;

@@ -2,24 +2,46 @@
 //!
 //! The farm stores hashes of tokens; the token itself is only in the caller's hands, and in
 //! [`Caller`] for the time of the call, because a call may have to go on to the leader.
+//!
+//! Here too, because it is the same for every call: its deadline, how old an answer it accepts,
+//! and how old the answer was in the end.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use axum::extract::{Request, State};
 use axum::http::HeaderMap;
 use axum::http::header::AUTHORIZATION;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use oast_daemon::clock::timeout;
 use oast_daemon::secret::Secret;
 use oast_model::digest::Digest;
 use oast_model::names::TeamName;
 use oast_model::principal::{Principal, PrincipalKind, Role, Verb, authorize};
-use tonic::Status;
+use tonic::{Code, Status};
 
 use super::{Api, forward, status};
+use crate::farm::{Look, Patience};
 
 /// The only call that needs no token: there is none yet.
 const INIT_FARM: &str = "/oast.v1.Operator/InitFarm";
 /// Longest token that is looked at.
 const TOKEN_MAX: usize = 512;
+/// Calls whose messages come as slowly as the client sends them: no deadline but the client's.
+const SLOW: [&str; 1] = ["/oast.v1.Runs/UploadTree"];
+/// How long a call may take when the client does not say.
+pub(super) const CALL_DEADLINE: Duration = Duration::from_secs(30);
+/// How long a call may take at most, whatever the client says.
+const CALL_DEADLINE_MAX: Duration = Duration::from_secs(3600);
+/// gRPC's header for a deadline.
+const GRPC_TIMEOUT: &str = "grpc-timeout";
+/// How old an answer may be: milliseconds, or `any`.
+const MAX_STALENESS: &str = "oast-max-staleness-ms";
+/// How old an answer may be at most, in the answer.
+const STALENESS: &str = "oast-staleness-ms";
+/// Number of the last command that an answer shows.
+const APPLIED_SEQ: &str = "oast-applied-seq";
 
 /// Who calls, as an extension of the request.
 #[derive(Clone, Debug)]
@@ -28,8 +50,21 @@ pub struct Caller {
     pub principal: Principal,
     /// What they showed, to go on to the leader with.
     pub(super) token: Secret<String>,
-    /// Another member has passed the call on already.
-    pub(super) forwarded: bool,
+    /// How many members have passed the call on already.
+    pub(super) hops: u32,
+    /// How old an answer may be.
+    pub(super) patience: Patience,
+    /// Monotonic time at which nobody waits any more.
+    pub(super) deadline: Option<Duration>,
+    /// What the answer shows, once a service has looked.
+    seen: Arc<OnceLock<Seen>>,
+}
+
+/// Which state an answer shows.
+#[derive(Clone, Copy, Debug)]
+struct Seen {
+    seq: u64,
+    age: Option<Duration>,
 }
 
 impl Caller {
@@ -38,8 +73,25 @@ impl Caller {
         Caller {
             principal,
             token,
-            forwarded: false,
+            hops: 0,
+            patience: Patience::Linearizable,
+            deadline: None,
+            seen: Arc::default(),
         }
+    }
+
+    /// The same caller behind a stream: the call's time was for its beginning.
+    pub(super) fn lasting(self) -> Caller {
+        Caller {
+            deadline: None,
+            ..self
+        }
+    }
+
+    /// Notes which state the answer shows; the first look counts, it is the oldest.
+    pub(super) fn note(&self, look: &Look) {
+        let seq = look.view.seq().as_u64();
+        let _ = self.seen.set(Seen { seq, age: look.age });
     }
 
     /// Whether they may do this.
@@ -114,27 +166,110 @@ impl Api {
             let message = "this call needs `authorization: Bearer <token>`";
             return Err(status::unauthenticated(message));
         };
+        let hops = headers.get(forward::HOPS);
+        let hops = hops.and_then(|hops| hops.to_str().ok()?.parse().ok());
         Ok(Caller {
-            principal: self.identify(token).await?,
-            token: Secret::new(token.to_owned()),
-            forwarded: headers.contains_key(forward::FORWARDED),
+            hops: hops.unwrap_or(0),
+            patience: patience(headers)?,
+            ..Caller::of(self.identify(token).await?, Secret::new(token.to_owned()))
         })
     }
 }
 
-/// Puts the [`Caller`] into the request or answers it.
+/// How old an answer may be, if the caller says it.
+fn patience(headers: &HeaderMap) -> Result<Patience, Status> {
+    let Some(said) = headers.get(MAX_STALENESS) else {
+        return Ok(Patience::Linearizable);
+    };
+    match said.to_str() {
+        Ok("any") => Ok(Patience::Any),
+        Ok(text) => match text.parse() {
+            Ok(ms) => Ok(Patience::Stale(Duration::from_millis(ms))),
+            Err(_) => Err(status::invalid(MAX_STALENESS, "milliseconds or `any`")),
+        },
+        Err(_) => Err(status::invalid(MAX_STALENESS, "milliseconds or `any`")),
+    }
+}
+
+/// The client's deadline: at most eight digits and a unit.
+pub(super) fn grpc_timeout(headers: &HeaderMap) -> Result<Option<Duration>, Status> {
+    let Some(said) = headers.get(GRPC_TIMEOUT) else {
+        return Ok(None);
+    };
+    let wrong = || status::invalid(GRPC_TIMEOUT, "up to 8 digits and one of H M S m u n");
+    let text = said.to_str().map_err(|_| wrong())?;
+    let (digits, unit) = text
+        .split_at_checked(text.len().saturating_sub(1))
+        .ok_or_else(wrong)?;
+    let plain = !digits.is_empty() && digits.len() <= 8;
+    if !plain || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return Err(wrong());
+    }
+    let number: u64 = digits.parse().map_err(|_| wrong())?;
+    Ok(Some(match unit {
+        "H" => Duration::from_secs(number * 3600),
+        "M" => Duration::from_secs(number * 60),
+        "S" => Duration::from_secs(number),
+        "m" => Duration::from_millis(number),
+        "u" => Duration::from_micros(number),
+        "n" => Duration::from_nanos(number),
+        _ => return Err(wrong()),
+    }))
+}
+
+/// Puts the [`Caller`] into the request or answers it, and minds the call's deadline.
 pub(super) async fn authenticate(
     State(api): State<Api>,
     mut request: Request,
     next: Next,
 ) -> Response {
-    if request.uri().path() != INIT_FARM {
-        match api.caller(request.headers()).await {
-            Ok(caller) => {
-                request.extensions_mut().insert(caller);
+    let answer = |status: Status| status.into_http::<axum::body::Body>().into_response();
+    let clock = api.farm.clock().clone();
+    let limit = match grpc_timeout(request.headers()) {
+        Ok(Some(said)) => Some(said.min(CALL_DEADLINE_MAX)),
+        Ok(None) if SLOW.contains(&request.uri().path()) => None,
+        Ok(None) => Some(CALL_DEADLINE),
+        Err(status) => return answer(status),
+    };
+    let deadline = limit.map(|limit| clock.monotonic().saturating_add(limit));
+    let open = request.uri().path() == INIT_FARM;
+    let served = async {
+        let mut seen = None;
+        if !open {
+            match api.caller(request.headers()).await {
+                Ok(caller) => {
+                    let caller = Caller { deadline, ..caller };
+                    seen = Some(Arc::clone(&caller.seen));
+                    request.extensions_mut().insert(caller);
+                }
+                Err(status) => return answer(status),
             }
-            Err(status) => return status.into_http::<axum::body::Body>().into_response(),
+        }
+        let mut response = next.run(request).await;
+        if let Some(seen) = seen.and_then(|seen| seen.get().copied()) {
+            seen.state(response.headers_mut());
+        }
+        response
+    };
+    // Ends with the head of the answer: a stream goes on until its client ends it.
+    match limit {
+        None => served.await,
+        Some(limit) => match timeout(&*clock, limit, served).await {
+            Ok(response) => response,
+            Err(_) => {
+                let message = format!("not answered within {limit:?}");
+                answer(status::error(Code::DeadlineExceeded, "DEADLINE", message))
+            }
+        },
+    }
+}
+
+impl Seen {
+    fn state(self, headers: &mut HeaderMap) {
+        headers.insert(APPLIED_SEQ, self.seq.into());
+        if let Some(age) = self.age {
+            let ms = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+            headers.insert(STALENESS, ms.into());
         }
     }
-    next.run(request).await
 }

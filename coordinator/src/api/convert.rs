@@ -175,6 +175,7 @@ pub(super) fn image(
             .map(|(channel, number)| (channel.to_string(), *number))
             .collect(),
         versions: versions.collect(),
+        version_count: record.newest,
     }
 }
 
@@ -276,7 +277,7 @@ fn instance(view: &oast_model::fleet::InstanceView) -> v1::Instance {
     }
 }
 
-fn rollout_phase(phase: RolloutPhase) -> &'static str {
+pub(super) fn rollout_phase(phase: RolloutPhase) -> &'static str {
     match phase {
         RolloutPhase::Planned => "planned",
         RolloutPhase::Canary => "canary",

@@ -3,6 +3,7 @@
 //! What instances do is in the leader's memory only, so calls that show it are passed on to the
 //! leader; a watch follows the leader when it changes.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use oast_model::fleet::VersionRef;
@@ -16,10 +17,12 @@ use oast_proto::v1::fleets_server::Fleets;
 use tonic::{Code, Response, Status};
 
 use super::auth::{Caller, caller};
+use super::filter::RolloutFilter;
 use super::forward::pass_on;
 use super::runs::{optional_name, other_answer, parse, reason, request_id};
-use super::{Answers, Api, Sender, convert, status};
-use crate::farm::FarmView;
+use super::{Answers, Api, Sender, convert, page, status};
+use crate::archive::{RolloutSummary, Wanted};
+use crate::farm::{FarmView, Patience};
 
 /// How often a watched fleet's observation is compared; it changes without the ledger.
 const OBSERVATION_LOOK: Duration = Duration::from_millis(200);
@@ -27,10 +30,6 @@ const OBSERVATION_LOOK: Duration = Duration::from_millis(200);
 const LEADER_PATIENCE: Duration = Duration::from_secs(15);
 /// Pause before a watch looks for the leader again.
 const LEADER_PAUSE: Duration = Duration::from_millis(200);
-/// Rollouts in one answer unless asked for fewer or more.
-const PAGE: usize = 50;
-/// Most rollouts in one answer.
-const PAGE_MAX: usize = 500;
 
 #[tonic::async_trait]
 impl Fleets for Api {
@@ -44,11 +43,14 @@ impl Fleets for Api {
         if let Some(team) = &team {
             caller.may(Verb::View, Some(team))?;
         }
-        if let Some(leader) = self.elsewhere(&caller)? {
+        // What instances do is known to the leader; who accepts older answers does without.
+        if caller.patience == Patience::Linearizable
+            && let Some(leader) = self.elsewhere(&caller)?
+        {
             let mut leader = FleetsClient::new(leader);
-            return leader.list_fleets(pass_on(asked, &caller)?).await;
+            return leader.list_fleets(self.pass_on(asked, &caller)?).await;
         }
-        let view = self.farm.read().await?;
+        let view = self.look(&caller).await?;
         let wanted = |of: &TeamName| team.as_ref().is_none_or(|team| team == of) && caller.sees(of);
         let fleets = view.fleets().iter();
         let fleets = fleets.filter(|(_, fleet)| wanted(&fleet.spec.team));
@@ -62,12 +64,14 @@ impl Fleets for Api {
     ) -> Result<Response<v1::Fleet>, Status> {
         let caller = caller(&request)?;
         let asked = request.into_inner();
-        if let Some(leader) = self.elsewhere(&caller)? {
+        if caller.patience == Patience::Linearizable
+            && let Some(leader) = self.elsewhere(&caller)?
+        {
             let mut leader = FleetsClient::new(leader);
-            return leader.get_fleet(pass_on(asked, &caller)?).await;
+            return leader.get_fleet(self.pass_on(asked, &caller)?).await;
         }
         let name: FleetName = parse("fleet", &asked.fleet)?;
-        let view = self.farm.read().await?;
+        let view = self.look(&caller).await?;
         let fleet = find_fleet(&view, &name, &caller)?;
         Ok(Response::new(self.fleet(fleet)))
     }
@@ -95,7 +99,8 @@ impl Fleets for Api {
     ) -> Result<Response<v1::Rollout>, Status> {
         let caller = caller(&request)?;
         let id = parse("rollout", &request.get_ref().rollout)?;
-        let record = self.rollout_record(id, &caller).await?;
+        let look = self.look(&caller).await?;
+        let record = self.seen_rollout(&look.view, id, &caller)?;
         Ok(Response::new(convert::rollout(&record)))
     }
 
@@ -105,53 +110,50 @@ impl Fleets for Api {
     ) -> Result<Response<v1::ListRolloutsResponse>, Status> {
         let caller = caller(&request)?;
         let asked = request.into_inner();
-        let fleet = optional_name::<FleetName>("fleet", &asked.fleet)?;
-        let size = match asked.page_size as usize {
-            0 => PAGE,
-            size => size.min(PAGE_MAX),
-        };
-        let view = self.farm.read().await?;
-        let wanted = |team: &TeamName, of: &FleetName| {
-            fleet.as_ref().is_none_or(|fleet| fleet == of) && caller.sees(team)
-        };
-        let open = view.rollouts().iter();
-        let mut ids: std::collections::BTreeSet<RolloutId> = open
-            .filter(|(_, rollout)| wanted(&rollout.team, &rollout.fleet))
-            .map(|(id, _)| *id)
-            .collect();
-        ids.extend(self.archive.rollouts(size, wanted)?);
-        let mut rollouts = Vec::new();
-        for id in ids.into_iter().rev().take(size) {
-            if let Some(record) = self.find_rollout(&view, id)? {
-                rollouts.push(convert::rollout(&record));
-            }
+        let filter = RolloutFilter::read(&asked)?;
+        if let Some(team) = &filter.team {
+            caller.may(Verb::View, Some(team))?;
         }
-        Ok(Response::new(v1::ListRolloutsResponse { rollouts }))
+        let of = page::filter(&("rollouts", &filter));
+        let before: Option<RolloutId> = page::read(&asked.page_token, of)?;
+        let size = page::size(asked.page_size, page::PAGE, page::PAGE_MAX);
+        let look = self.look(&caller).await?;
+        let api = self.clone();
+        let listed = self.blocking("list-rollouts", move || {
+            api.rollouts_of(&look.view, &filter, &caller, before, size)
+                .map(|(rollouts, next)| v1::ListRolloutsResponse {
+                    rollouts,
+                    next_page_token: next.map_or_else(String::new, |last| page::token(&last, of)),
+                    seq: look.view.seq().as_u64(),
+                })
+        });
+        listed.await?.map(Response::new)
     }
 
     type WatchRolloutStream = Answers<v1::Rollout>;
 
     async fn watch_rollout(
         &self,
-        request: tonic::Request<v1::GetRolloutRequest>,
+        request: tonic::Request<v1::WatchRolloutRequest>,
     ) -> Result<Response<Answers<v1::Rollout>>, Status> {
         let caller = caller(&request)?;
-        let id = parse("rollout", &request.get_ref().rollout)?;
+        let v1::WatchRolloutRequest { rollout, after_seq } = request.into_inner();
+        let id = parse("rollout", &rollout)?;
         self.rollout_record(id, &caller).await?;
         let api = self.clone();
         Ok(Response::new(self.stream(
             "watch-rollout",
             move |sender| async move {
                 let mut changes = api.farm.changes();
-                let mut sent = None;
+                let mut sent = after_seq;
                 loop {
                     changes.mark_unchanged();
                     let record = api.find_rollout(&api.farm.view(), id)?;
                     let record = record.ok_or_else(|| status::not_found("rollout", id))?;
                     let found = convert::rollout(&record);
                     let ended = found.ended;
-                    if sent != Some(found.seq) {
-                        sent = Some(found.seq);
+                    if found.seq > sent {
+                        sent = found.seq;
                         if sender.send(Ok(found)).await.is_err() {
                             return Ok(());
                         }
@@ -182,7 +184,7 @@ impl Fleets for Api {
             fleet: name.clone(),
             version,
         };
-        let written = self.write(&caller.principal, id, command).await?;
+        let written = self.write(&caller, id, command).await?;
         if !matches!(
             written.answer,
             Answer::Rollout(_) | Answer::Done | Answer::Unchanged
@@ -205,7 +207,7 @@ impl Fleets for Api {
         let reason = reason(asked.reason)?;
         self.rollout_record(rollout, &caller).await?;
         let command = Command::AbortRollout { rollout, reason };
-        self.write(&caller.principal, id, command).await?;
+        self.write(&caller, id, command).await?;
         let record = self.rollout_record(rollout, &caller).await?;
         Ok(Response::new(convert::rollout(&record)))
     }
@@ -237,9 +239,58 @@ impl Api {
         caller: &Caller,
     ) -> Result<RolloutRecord, Status> {
         let view = self.farm.read().await?;
-        let record = self.find_rollout(&view, id)?;
+        self.seen_rollout(&view, id, caller)
+    }
+
+    /// A rollout that the caller may see.
+    fn seen_rollout(
+        &self,
+        view: &FarmView,
+        id: RolloutId,
+        caller: &Caller,
+    ) -> Result<RolloutRecord, Status> {
+        let record = self.find_rollout(view, id)?;
         let record = record.filter(|record| caller.sees(&record.rollout.team));
         record.ok_or_else(|| status::not_found("rollout", id))
+    }
+
+    /// One page of rollouts, and the position of the next one. Blocks.
+    fn rollouts_of(
+        &self,
+        view: &FarmView,
+        filter: &RolloutFilter,
+        caller: &Caller,
+        before: Option<RolloutId>,
+        size: usize,
+    ) -> Result<(Vec<v1::Rollout>, Option<RolloutId>), Status> {
+        let open = view.rollouts().iter().rev();
+        let open = open.filter(|(id, _)| before.is_none_or(|before| **id < before));
+        let open = open.filter(|(_, open)| caller.sees(&open.team) && filter.wants_rollout(open));
+        let mut ids: BTreeSet<RolloutId> = open.map(|(id, _)| *id).take(size + 1).collect();
+        let wanted = Wanted {
+            by: filter.by(),
+            before: before.map(|id| id.0),
+            since: filter.since,
+            until: filter.until,
+            limit: size + 1,
+        };
+        let found = self.archive.list(&wanted, |ended: &RolloutSummary| {
+            caller.sees(&ended.team) && filter.wants_summary(ended)
+        })?;
+        ids.extend(found.ids.into_iter().map(RolloutId));
+        let stopped = found.stopped.map(RolloutId);
+        // Below that position nobody has looked yet.
+        ids.retain(|id| stopped.is_none_or(|stopped| *id >= stopped));
+        let mut rollouts = Vec::new();
+        let mut last = None;
+        for id in ids.iter().rev().take(size) {
+            if let Some(record) = self.find_rollout(view, *id)? {
+                rollouts.push(convert::rollout(&record));
+            }
+            last = Some(*id);
+        }
+        let next = if ids.len() > size { last } else { stopped };
+        Ok((rollouts, next))
     }
 
     /// Watches here while this member leads, else through the leader.
@@ -265,7 +316,7 @@ impl Api {
                 Ok(Watched::Over) => return Ok(()),
                 // The leader changed after it had answered: the patience begins anew.
                 Ok(Watched::Led) => lost_at = None,
-                Err(status) if status.code() == Code::Unavailable && !caller.forwarded => {
+                Err(status) if status.code() == Code::Unavailable && caller.hops == 0 => {
                     let now = clock.monotonic();
                     let since = *lost_at.get_or_insert(now);
                     if now.saturating_sub(since) >= LEADER_PATIENCE {

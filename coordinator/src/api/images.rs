@@ -2,7 +2,7 @@
 
 use oast_artifacts::vhd;
 use oast_model::fleet::VersionRef;
-use oast_model::ledger::{ImageVersion, Ledger};
+use oast_model::ledger::{ImageRecord, ImageVersion, Ledger};
 use oast_model::names::{ChannelName, ImageName, TeamName};
 use oast_model::principal::Verb;
 use oast_proto::v1;
@@ -13,10 +13,13 @@ use tonic::{Code, Response, Status};
 
 use super::auth::{Caller, caller};
 use super::runs::{optional_name, parse};
-use super::{Answers, Api, convert, status};
+use super::{Answers, Api, convert, page, status};
 
 /// Largest list of an image's packages.
 const PACKAGES_BYTES: u64 = 64 << 20;
+
+/// Versions of an image in a list unless asked for fewer or more.
+const VERSIONS: usize = 20;
 
 /// One package, as the bake lists it in the artifact store.
 #[derive(Debug, Deserialize)]
@@ -33,18 +36,44 @@ impl Images for Api {
         request: tonic::Request<v1::ListImagesRequest>,
     ) -> Result<Response<v1::ListImagesResponse>, Status> {
         let caller = caller(&request)?;
-        let team = optional_name::<TeamName>("team", &request.get_ref().team)?;
+        let asked = request.into_inner();
+        let team = optional_name::<TeamName>("team", &asked.team)?;
+        let name = optional_name::<ImageName>("name", &asked.name)?;
         if let Some(team) = &team {
             caller.may(Verb::View, Some(team))?;
         }
-        let view = self.farm.read().await?;
-        let wanted = |of: &TeamName| team.as_ref().is_none_or(|team| team == of) && caller.sees(of);
-        let images = view
+        let of = page::filter(&("images", &asked.team, &asked.name));
+        let after: Option<ImageName> = page::read(&asked.page_token, of)?;
+        let size = page::size(asked.page_size, page::PAGE, page::PAGE_MAX);
+        let most = page::size(asked.versions, VERSIONS, page::PAGE_MAX);
+        let look = self.look(&caller).await?;
+        let view = &look.view;
+        let wanted = |image: &ImageRecord| {
+            team.as_ref().is_none_or(|team| *team == image.team)
+                && name.as_ref().is_none_or(|name| *name == image.name)
+                && caller.sees(&image.team)
+        };
+        let mut images: Vec<&ImageRecord> = view
             .images()
             .iter()
-            .filter(|(_, image)| wanted(&image.team));
-        let images = images.map(|(_, image)| {
-            let numbers = (1..=image.newest).rev();
+            .filter(|(name, image)| {
+                after.as_ref().is_none_or(|after| *name > after) && wanted(image)
+            })
+            .map(|(_, image)| image)
+            .take(size + 1)
+            .collect();
+        let more = images.len() > size;
+        images.truncate(size);
+        let next_page_token = match images.last().filter(|_| more) {
+            Some(last) => page::token(&last.name, of),
+            None => String::new(),
+        };
+        let images = images.into_iter().map(|image| {
+            let newest = match asked.before_version {
+                0 => image.newest,
+                before => image.newest.min(before - 1),
+            };
+            let numbers = (1..=newest).rev();
             let versions = numbers.filter_map(|number| {
                 let version = VersionRef {
                     image: image.name.clone(),
@@ -53,10 +82,13 @@ impl Images for Api {
                 let version = view.versions().get(&version)?;
                 Some(convert::version(version, Some(image)))
             });
-            convert::image(image, versions)
+            convert::image(image, versions.take(most))
         });
+        let images = images.collect();
         Ok(Response::new(v1::ListImagesResponse {
-            images: images.collect(),
+            images,
+            next_page_token,
+            seq: view.seq().as_u64(),
         }))
     }
 
@@ -65,7 +97,7 @@ impl Images for Api {
         request: tonic::Request<v1::GetImageVersionRequest>,
     ) -> Result<Response<v1::ImageVersion>, Status> {
         let caller = caller(&request)?;
-        let view = self.farm.read().await?;
+        let view = self.look(&caller).await?.view;
         let version = find(&view, &request.get_ref().version, &caller)?;
         let image = view.images().get(&version.version.image);
         let mut message = convert::version(version, image);

@@ -1,6 +1,7 @@
 //! The farm itself: who one is, tokens, workers, members, the beginning.
 
 use oast_daemon::random;
+use oast_daemon::secret::Secret;
 use oast_model::ledger::Command;
 use oast_model::names::TeamName;
 use oast_model::principal::{Principal, PrincipalKind, Role, Verb};
@@ -9,12 +10,17 @@ use oast_proto::v1::operator_client::OperatorClient;
 use oast_proto::v1::operator_server::Operator;
 use tonic::{Code, Response, Status};
 
-use super::auth::{self, caller};
-use super::forward::pass_on;
+use super::auth::{self, Caller, caller};
 use super::runs::optional_name;
-use super::{Api, status};
+use super::sight::WorkerSight;
+use super::{Api, page, status};
 use crate::consensus::replica;
+use crate::farm::Patience;
 
+/// Workers in one answer unless asked for fewer or more.
+const WORKERS_PAGE: usize = 500;
+/// Most workers in one answer.
+const WORKERS_PAGE_MAX: usize = 1000;
 /// Longest name of a token in bytes.
 const NAME_MAX: usize = 128;
 
@@ -56,7 +62,7 @@ impl Operator for Api {
         };
         // An id of our own: an answer remembered for the caller's would be for another token.
         let id = Some(random::request_id());
-        self.write(&caller.principal, id, command).await?;
+        self.write(&caller, id, command).await?;
         Ok(Response::new(v1::CreateTokenResponse {
             token: token.expose().clone(),
         }))
@@ -69,7 +75,7 @@ impl Operator for Api {
         let caller = caller(&request)?;
         let name = request.into_inner().name;
         let id = Some(random::request_id());
-        self.write(&caller.principal, id, Command::RevokeToken { name })
+        self.write(&caller, id, Command::RevokeToken { name })
             .await?;
         Ok(Response::new(v1::RevokeTokenResponse {}))
     }
@@ -80,14 +86,39 @@ impl Operator for Api {
     ) -> Result<Response<v1::ListWorkersResponse>, Status> {
         let caller = caller(&request)?;
         caller.may(Verb::View, None)?;
-        if let Some(leader) = self.elsewhere(&caller)? {
+        let asked = request.into_inner();
+        if caller.patience == Patience::Linearizable
+            && let Some(leader) = self.elsewhere(&caller)?
+        {
             let mut leader = OperatorClient::new(leader);
-            return leader
-                .list_workers(pass_on(request.into_inner(), &caller)?)
-                .await;
+            return leader.list_workers(self.pass_on(asked, &caller)?).await;
         }
-        let view = self.farm.read().await?;
-        let workers = self.sight.workers().into_iter().map(|seen| {
+        let filter = page::filter(&(&asked.region, &asked.capability));
+        let after: Option<(u64, String)> = page::read(&asked.page_token, filter)?;
+        let size = page::size(asked.page_size, WORKERS_PAGE, WORKERS_PAGE_MAX);
+        let view = self.look(&caller).await?;
+        let mut seen = self.sight.workers();
+        seen.retain(|seen| {
+            let session = &seen.session;
+            (asked.region.is_empty() || session.region == asked.region)
+                && (asked.capability.is_empty() || session.capabilities.contains(&asked.capability))
+        });
+        // Newest connection first; names tell apart those of one millisecond.
+        let place = |seen: &WorkerSight| {
+            let name = seen.session.worker.to_string();
+            (seen.connected_at.as_millis(), name)
+        };
+        seen.sort_by_key(|seen| std::cmp::Reverse(place(seen)));
+        if let Some(after) = after {
+            seen.retain(|seen| place(seen) < after);
+        }
+        let more = seen.len() > size;
+        seen.truncate(size);
+        let next_page_token = match seen.last().filter(|_| more) {
+            Some(last) => page::token(&place(last), filter),
+            None => String::new(),
+        };
+        let workers = seen.into_iter().map(|seen| {
             let session = seen.session;
             let held = view.leases().iter().filter(|(_, lease)| {
                 lease.worker == session.worker && lease.incarnation == session.incarnation
@@ -105,7 +136,10 @@ impl Operator for Api {
             }
         });
         let workers = workers.collect();
-        Ok(Response::new(v1::ListWorkersResponse { workers }))
+        Ok(Response::new(v1::ListWorkersResponse {
+            workers,
+            next_page_token,
+        }))
     }
 
     async fn list_peers(
@@ -147,7 +181,8 @@ impl Operator for Api {
             worker: asked.worker_hash,
         };
         let id = Some(random::request_id());
-        self.write(&Principal::farm(), id, command).await?;
+        let farm = Caller::of(Principal::farm(), Secret::new(String::new()));
+        self.write(&farm, id, command).await?;
         self.farm.read().await?;
         let admin = Principal {
             name: "admin".into(),

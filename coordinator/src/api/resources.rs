@@ -64,7 +64,7 @@ impl Resources for Api {
             resource: Box::new(wanted),
             expected,
         };
-        let written = self.write(&caller.principal, id, command).await?;
+        let written = self.write(&caller, id, command).await?;
         match written.answer {
             Answer::Revision(revision) => response.revision = revision,
             Answer::Unchanged => {}
@@ -82,7 +82,7 @@ impl Resources for Api {
             "" => None,
             text => Some(read_kind(text)?),
         };
-        let view = self.farm.read().await?;
+        let view = self.look(&caller).await?;
         let all = every(&view);
         let resources = all
             .into_iter()
@@ -109,12 +109,8 @@ impl Resources for Api {
         let id = request_id(&asked.request_id)?;
         let kind = read_kind(&asked.kind)?;
         let name = asked.name;
-        self.write(
-            &caller.principal,
-            id,
-            Command::DeleteResource { kind, name },
-        )
-        .await?;
+        let command = Command::DeleteResource { kind, name };
+        self.write(&caller, id, command).await?;
         Ok(Response::new(v1::DeleteResourceResponse {}))
     }
 
@@ -140,7 +136,7 @@ impl Resources for Api {
             team: team.clone(),
             name: name.clone(),
         };
-        self.write(&caller.principal, id, command).await?;
+        self.write(&caller, id, command).await?;
         let view = self.farm.read().await?;
         secret(&view, &team, &name)
             .map(Response::new)
@@ -154,7 +150,7 @@ impl Resources for Api {
         let caller = caller(&request)?;
         let team: TeamName = parse("team", &request.get_ref().team)?;
         caller.may(Verb::View, Some(&team))?;
-        let view = self.farm.read().await?;
+        let view = self.look(&caller).await?;
         let names = view.secrets().keys().filter(|(of, _)| *of == team);
         let secrets = names.filter_map(|(team, name)| secret(&view, team, name));
         Ok(Response::new(v1::ListSecretsResponse {

@@ -3,13 +3,10 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use oast_model::digest::Digest;
 use oast_model::ids::RunId;
-use oast_model::ledger::{Answer, Command, Request, RunRecord, SubmitRun};
-use oast_model::names::{RepositoryName, TeamName};
-use oast_model::pipeline::rules::Rule;
-use oast_model::principal::{Principal, Verb};
-use oast_model::task::{Origin, TaskPhase};
+use oast_model::ledger::{Command, Request, RunPhase, RunRecord};
+use oast_model::principal::Verb;
+use oast_model::task::{Ending, TaskPhase};
 use oast_proto::v1;
 use oast_proto::v1::runs_client::RunsClient;
 use oast_proto::v1::runs_server::Runs;
@@ -17,18 +14,13 @@ use tonic::{Code, Response, Status, Streaming};
 
 use super::auth::{Caller, caller};
 use super::convert::Scheduler;
-use super::forward::pass_on;
-use super::{Answers, Api, convert, status};
-use crate::farm::{FarmView, Written};
+use super::filter::RunFilter;
+use super::{Answers, Api, convert, page, status};
+use crate::archive::{RunSummary, Wanted};
+use crate::farm::{FarmView, Patience, Written};
 
-/// Runs in one answer unless asked for fewer or more.
-const PAGE: usize = 50;
-/// Most runs in one answer.
-const PAGE_MAX: usize = 500;
 /// How often the reason for waiting is looked at: it changes without the run.
 const WAITING_LOOK: Duration = Duration::from_secs(1);
-/// Pipeline file when none is named.
-const PIPELINE_PATH: &str = "oast.yaml";
 /// Longest reason for a cancel in bytes.
 const REASON_MAX: usize = 1024;
 /// Longest request id in bytes.
@@ -41,16 +33,29 @@ impl Runs for Api {
         request: tonic::Request<v1::SubmitRunRequest>,
     ) -> Result<Response<v1::Run>, Status> {
         let caller = caller(&request)?;
-        let asked = request.into_inner();
-        let id = request_id(&asked.request_id)?;
-        let submit = self.submission(&caller, asked).await?;
-        let written = self
-            .write(&caller.principal, id, Command::SubmitRun(submit))
-            .await?;
-        let Answer::Run(run) = written.answer else {
-            return Err(other_answer());
-        };
-        self.run_now(run, &caller).await.map(Response::new)
+        let run = self.submit_one(&caller, request.into_inner()).await?;
+        Ok(Response::new(run))
+    }
+
+    type SubmitRunsStream = Answers<v1::SubmitRunsResponse>;
+
+    async fn submit_runs(
+        &self,
+        request: tonic::Request<Streaming<v1::SubmitRunsRequest>>,
+    ) -> Result<Response<Answers<v1::SubmitRunsResponse>>, Status> {
+        let caller = caller(&request)?;
+        let answers = self.submit_stream(caller, request.into_inner());
+        Ok(Response::new(answers))
+    }
+
+    async fn batch_submit_runs(
+        &self,
+        request: tonic::Request<v1::SubmitRunsRequest>,
+    ) -> Result<Response<v1::SubmitRunsResponse>, Status> {
+        let caller = caller(&request)?;
+        let submissions = request.into_inner().submissions;
+        let results = self.submit_batch(&caller, submissions).await?;
+        Ok(Response::new(v1::SubmitRunsResponse { results }))
     }
 
     async fn get_run(
@@ -59,7 +64,14 @@ impl Runs for Api {
     ) -> Result<Response<v1::Run>, Status> {
         let caller = caller(&request)?;
         let id = parse("run", &request.get_ref().run)?;
-        self.run_now(id, &caller).await.map(Response::new)
+        let look = self.look(&caller).await?;
+        let record = self.seen_run(&look.view, id, &caller)?;
+        if caller.patience != Patience::Linearizable {
+            // Why tasks wait would have to be asked of the leader.
+            return Ok(Response::new(self.shown(&look.view, &record)));
+        }
+        let run = self.explained(&look.view, &record, &caller).await?;
+        Ok(Response::new(run))
     }
 
     async fn list_runs(
@@ -68,52 +80,24 @@ impl Runs for Api {
     ) -> Result<Response<v1::ListRunsResponse>, Status> {
         let caller = caller(&request)?;
         let asked = request.into_inner();
-        let team = optional_name::<TeamName>("team", &asked.team)?;
-        if let Some(team) = &team {
+        let filter = RunFilter::read(&asked)?;
+        if let Some(team) = &filter.team {
             caller.may(Verb::View, Some(team))?;
         }
-        let filter = format!("{}/{}", asked.team, asked.open);
-        let before = match asked.page_token.as_str() {
-            "" => None,
-            token => match token.split_once('@') {
-                Some((last, of)) if of == filter => Some(parse::<RunId>("page_token", last)?),
-                _ => return Err(status::invalid("page_token", "it belongs to another list")),
-            },
-        };
-        let size = match asked.page_size as usize {
-            0 => PAGE,
-            size => size.min(PAGE_MAX),
-        };
-        let wanted = |of: &TeamName| team.as_ref().is_none_or(|team| team == of) && caller.sees(of);
-        let view = self.farm.read().await?;
-        // One more than shown tells whether there is a next page.
-        let mut ids: BTreeSet<RunId> = view
-            .runs()
-            .iter()
-            .rev()
-            .filter(|(id, run)| before.is_none_or(|before| **id < before) && wanted(&run.team))
-            .map(|(id, _)| *id)
-            .take(size + 1)
-            .collect();
-        if !asked.open {
-            ids.extend(self.archive.runs_before(before, size + 1, wanted)?);
-        }
-        let mut runs = Vec::new();
-        for id in ids.iter().rev().take(size) {
-            if let Some(mut record) = self.find_run(&view, *id)? {
-                record.tasks.clear();
-                runs.push(convert::run(&record, None));
-            }
-        }
-        let last = ids.iter().rev().nth(size.saturating_sub(1));
-        let next_page_token = match last {
-            Some(last) if ids.len() > size => format!("{last}@{filter}"),
-            _ => String::new(),
-        };
-        Ok(Response::new(v1::ListRunsResponse {
-            runs,
-            next_page_token,
-        }))
+        let of = page::filter(&("runs", &filter));
+        let before: Option<RunId> = page::read(&asked.page_token, of)?;
+        let size = page::size(asked.page_size, page::PAGE, page::PAGE_MAX);
+        let look = self.look(&caller).await?;
+        let api = self.clone();
+        let listed = self.blocking("list-runs", move || {
+            api.runs_of(&look.view, &filter, &caller, before, size)
+                .map(|(runs, next)| v1::ListRunsResponse {
+                    runs,
+                    next_page_token: next.map_or_else(String::new, |last| page::token(&last, of)),
+                    seq: look.view.seq().as_u64(),
+                })
+        });
+        listed.await?.map(Response::new)
     }
 
     async fn cancel_run(
@@ -128,8 +112,27 @@ impl Runs for Api {
         // Whether it exists is told only to those who may see it.
         self.run_record(run, &caller).await?;
         let command = Command::CancelRun { run, reason };
-        self.write(&caller.principal, id, command).await?;
-        self.run_now(run, &caller).await.map(Response::new)
+        match self.write(&caller, id, command).await {
+            // The run ended meanwhile or long ago. Cancelled is what was wanted.
+            Err(status) if status.code() == Code::NotFound => {
+                let (_, record) = self.run_record(run, &caller).await?;
+                let phase = record.run.phase;
+                if phase != RunPhase::Ended(Ending::Cancelled) {
+                    let phase = convert::run_phase(phase);
+                    let message = format!("run {run} has ended already: {phase}");
+                    let code = Code::FailedPrecondition;
+                    return Err(status::error(code, "WRONG_STATE", message));
+                }
+            }
+            Err(status) => return Err(status),
+            Ok(_) => {}
+        }
+        let run = self.run_now(run, &caller).await?;
+        if !run.ended {
+            // What was remembered under this id is the cancel of another run.
+            return Err(other_answer());
+        }
+        Ok(Response::new(run))
     }
 
     type WatchRunStream = Answers<v1::Run>;
@@ -143,6 +146,7 @@ impl Runs for Api {
         let id: RunId = parse("run", &run)?;
         // An error of the first look is the call's own.
         self.run_record(id, &caller).await?;
+        let caller = caller.lasting();
         let api = self.clone();
         Ok(Response::new(self.stream(
             "watch-run",
@@ -208,97 +212,69 @@ impl Runs for Api {
 }
 
 impl Api {
-    /// Writes for somebody.
+    /// Writes for a caller, within the call's time. An error names the request.
     pub(super) async fn write(
         &self,
-        principal: &Principal,
+        caller: &Caller,
         request_id: Option<String>,
         command: Command,
     ) -> Result<Written, Status> {
         let request = Request {
-            principal: principal.clone(),
+            principal: caller.principal.clone(),
             request_id,
             command,
         };
-        Ok(self.farm.write(&request).await?)
+        let written = self.farm.write_by(&request, caller.deadline).await;
+        written.map_err(|err| match request.request_id {
+            Some(id) => status::about(err.into(), &id, self.farm.handle().member()),
+            None => err.into(),
+        })
     }
 
-    async fn submission(
+    /// One page of runs, and the position of the next one. Blocks.
+    fn runs_of(
         &self,
+        view: &FarmView,
+        filter: &RunFilter,
         caller: &Caller,
-        asked: v1::SubmitRunRequest,
-    ) -> Result<SubmitRun, Status> {
-        let path = match asked.path.as_str() {
-            "" => PIPELINE_PATH.to_owned(),
-            path => {
-                Rule::Source
-                    .judge(path)
-                    .map_err(|why| status::invalid("path", why))?;
-                path.to_owned()
-            }
-        };
-        let repository = optional_name::<RepositoryName>("repository", &asked.repository)?;
-        let team = optional_name::<TeamName>("team", &asked.team)?;
-        let view = self.farm.read().await?;
-        let record = match &repository {
-            None => None,
-            Some(name) => {
-                let record = view.repositories().get(name);
-                let record = record.filter(|record| caller.sees(&record.spec.team));
-                Some(record.ok_or_else(|| status::not_found("repository", name))?)
-            }
-        };
-        let own = caller.principal.team.clone();
-        let team = team
-            .or_else(|| record.map(|record| record.spec.team.clone()))
-            .or(own)
-            .ok_or_else(|| status::invalid("team", "say for which team this runs"))?;
-        caller.may(Verb::Run, Some(&team))?;
-        if let Some(record) = record.filter(|record| record.spec.team != team) {
-            let message = format!(
-                "repository `{}` belongs to team `{}`",
-                record.spec.name, record.spec.team
-            );
-            return Err(status::invalid("team", message));
+        before: Option<RunId>,
+        size: usize,
+    ) -> Result<(Vec<v1::Run>, Option<RunId>), Status> {
+        let open = view.runs().iter().rev();
+        let open = open.filter(|(id, _)| before.is_none_or(|before| **id < before));
+        // Times never fall from id to id.
+        let open = open.take_while(|(_, run)| filter.since.is_none_or(|t| run.started_at >= t));
+        let open = open.filter(|(_, run)| caller.sees(&run.team) && filter.wants_run(run));
+        // One more than shown tells whether there is a next page.
+        let mut ids: BTreeSet<RunId> = open.map(|(id, _)| *id).take(size + 1).collect();
+        let mut stopped = None;
+        if filter.may_have_ended() {
+            let wanted = Wanted {
+                by: filter.by(),
+                before: before.map(|id| id.0),
+                since: filter.since,
+                until: filter.until,
+                limit: size + 1,
+            };
+            let found = self.archive.list(&wanted, |run: &RunSummary| {
+                caller.sees(&run.team) && filter.wants_summary(run)
+            })?;
+            ids.extend(found.ids.into_iter().map(RunId));
+            stopped = found.stopped.map(RunId);
+            // Below that position nobody has looked yet.
+            ids.retain(|id| stopped.is_none_or(|stopped| *id >= stopped));
         }
-        let origin = match (asked.tree.as_str(), record) {
-            ("", Some(record)) => {
-                let name = record.spec.name.clone();
-                let seen = view.refs().get(&(name.clone(), asked.branch.clone()));
-                let seen = seen.ok_or_else(|| never_seen(&name, &asked.branch))?;
-                Origin::Git {
-                    url: record.spec.url.clone(),
-                    branch: asked.branch,
-                    commit: seen.commit.clone(),
-                    before: None,
-                    credentials: record.spec.credentials.clone(),
-                }
+        let mut runs = Vec::new();
+        let mut last = None;
+        for id in ids.iter().rev().take(size) {
+            if let Some(mut record) = self.find_run(view, *id)? {
+                record.tasks.clear();
+                runs.push(convert::run(&record, None));
             }
-            ("", None) => {
-                let message = "say what to run: a repository and branch, or an uploaded tree";
-                return Err(status::invalid("repository", message));
-            }
-            (tree, _) => {
-                let tree: Digest = parse("tree", tree)?;
-                if !self.artifacts.has(tree) {
-                    return Err(status::not_found("uploaded tree", tree));
-                }
-                Origin::Upload {
-                    tree,
-                    commit: Some(asked.commit).filter(|commit| !commit.is_empty()),
-                    dirty: asked.dirty,
-                }
-            }
-        };
-        Ok(SubmitRun {
-            team,
-            repository,
-            origin,
-            path,
-            cause: format!("asked by {}", caller.principal.name),
-            inputs: asked.inputs.into_iter().collect(),
-            priority: None,
-        })
+            last = Some(*id);
+        }
+        let next = if ids.len() > size { last } else { stopped };
+        Ok((runs, next))
     }
 
     /// An open or ended run, as of the view or later.
@@ -316,11 +292,15 @@ impl Api {
         caller: &Caller,
     ) -> Result<(FarmView, RunRecord), Status> {
         let view = self.farm.read().await?;
-        let record = self.find_run(&view, id)?;
-        match record.filter(|record| caller.sees(&record.run.team)) {
-            Some(record) => Ok((view, record)),
-            None => Err(status::not_found("run", id)),
-        }
+        let record = self.seen_run(&view, id, caller)?;
+        Ok((view, record))
+    }
+
+    /// A run that the caller may see.
+    fn seen_run(&self, view: &FarmView, id: RunId, caller: &Caller) -> Result<RunRecord, Status> {
+        let record = self.find_run(view, id)?;
+        let record = record.filter(|record| caller.sees(&record.run.team));
+        record.ok_or_else(|| status::not_found("run", id))
     }
 
     /// The run for an answer, with why its tasks wait.
@@ -338,6 +318,21 @@ impl Api {
         Ok((self.explained(&view, &record, caller).await?, queued))
     }
 
+    /// The run with why its tasks wait, if this member leads.
+    pub(super) fn shown(&self, view: &FarmView, record: &RunRecord) -> v1::Run {
+        if !waits(record) || self.farm.leading().is_none() {
+            return convert::run(record, None);
+        }
+        let sessions = self.sight.sessions();
+        let scheduler = Scheduler {
+            ledger: view,
+            sessions: &sessions,
+            rules: self.sight.rules(),
+            now: self.farm.clock().wall(),
+        };
+        convert::run(record, Some(&scheduler))
+    }
+
     /// Why a task waits is known to the leader alone. Without one the run is shown all the same.
     async fn explained(
         &self,
@@ -349,22 +344,13 @@ impl Api {
             return Ok(convert::run(record, None));
         }
         match self.elsewhere(caller) {
-            Ok(None) => {
-                let sessions = self.sight.sessions();
-                let scheduler = Scheduler {
-                    ledger: view,
-                    sessions: &sessions,
-                    rules: self.sight.rules(),
-                    now: self.farm.clock().wall(),
-                };
-                Ok(convert::run(record, Some(&scheduler)))
-            }
+            Ok(None) => Ok(self.shown(view, record)),
             Ok(Some(leader)) => {
                 let asked = v1::GetRunRequest {
                     run: record.run.id.to_string(),
                 };
                 let mut leader = RunsClient::new(leader);
-                match leader.get_run(pass_on(asked, caller)?).await {
+                match leader.get_run(self.pass_on(asked, caller)?).await {
                     Ok(answer) => Ok(answer.into_inner()),
                     Err(_) => Ok(convert::run(record, None)),
                 }
@@ -383,13 +369,6 @@ fn waits(record: &RunRecord) -> bool {
 fn reasons(run: &v1::Run) -> String {
     let waiting = run.tasks.iter().map(|task| task.waiting.as_str());
     waiting.collect::<Vec<_>>().join("\n")
-}
-
-fn never_seen(repository: &RepositoryName, branch: &str) -> Status {
-    let message = format!(
-        "branch `{branch}` of repository `{repository}` was never seen: push to it or wait for the next look"
-    );
-    status::error(Code::FailedPrecondition, "BRANCH_NOT_SEEN", message)
 }
 
 /// The ledger answered something that this command never answers.

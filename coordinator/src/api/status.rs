@@ -1,7 +1,8 @@
 //! The one place where a domain error becomes a gRPC status.
 //!
 //! Every status carries `google.rpc.ErrorInfo` with a stable reason, so that clients need not
-//! read the message; what may be tried again says after how long.
+//! read the message; what may be tried again says after how long. [`REASONS`] lists all of them
+//! and docs/api.md explains them; a test keeps the two equal.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -14,21 +15,81 @@ use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 
 use crate::archive::ArchiveError;
 use crate::consensus::replica::ReadError;
-use crate::farm::WriteError;
+use crate::farm::{LookError, WriteError};
 use crate::secrets::SecretError;
 
 /// Whose reasons these are.
-const DOMAIN: &str = "oast.dev";
+pub const DOMAIN: &str = "oast.dev";
 /// When a client may try again after an overload or without a leader.
 const RETRY: Duration = Duration::from_secs(1);
+/// When a client may try again after a limit of what the farm remembers or keeps open.
+const RETRY_FULL: Duration = Duration::from_secs(60);
 
-/// A status with a reason.
+/// Every reason there is, with its code.
+pub const REASONS: [(&str, Code); 25] = [
+    ("ANOTHER_EPOCH", Code::OutOfRange),
+    ("BOOTSTRAP", Code::PermissionDenied),
+    ("BRANCH_NOT_SEEN", Code::FailedPrecondition),
+    ("COMPACTED", Code::OutOfRange),
+    ("DEADLINE", Code::DeadlineExceeded),
+    ("DENIED", Code::PermissionDenied),
+    ("EXHAUSTED", Code::ResourceExhausted),
+    ("FORBIDDEN", Code::FailedPrecondition),
+    ("FUTURE", Code::OutOfRange),
+    ("INTERNAL", Code::Internal),
+    ("INVALID", Code::InvalidArgument),
+    ("MOVED", Code::Aborted),
+    ("NOT_ALIGNED", Code::FailedPrecondition),
+    ("NOT_FOUND", Code::NotFound),
+    ("NO_LEADER", Code::Unavailable),
+    ("NO_SPACE", Code::ResourceExhausted),
+    ("OUTCOME_UNKNOWN", Code::Unknown),
+    ("OVERLOADED", Code::ResourceExhausted),
+    ("REQUEST_ID_REUSED", Code::FailedPrecondition),
+    ("STALE", Code::Unavailable),
+    ("STALE_TOKEN", Code::FailedPrecondition),
+    ("STOPPING", Code::Unavailable),
+    ("TOO_LARGE", Code::InvalidArgument),
+    ("UNAUTHENTICATED", Code::Unauthenticated),
+    ("WRONG_STATE", Code::FailedPrecondition),
+];
+
+/// A status with a reason, which must be one of [`REASONS`].
 pub fn error(code: Code, reason: &str, message: impl Into<String>) -> Status {
-    let mut details = ErrorDetails::with_error_info(reason, DOMAIN, HashMap::new());
-    if matches!(code, Code::Unavailable | Code::ResourceExhausted) {
-        details.set_retry_info(Some(RETRY));
-    }
+    explained(code, reason, message, [])
+}
+
+/// The same with facts for programs.
+pub fn explained<const N: usize>(
+    code: Code,
+    reason: &str,
+    message: impl Into<String>,
+    facts: [(&str, String); N],
+) -> Status {
+    debug_assert!(
+        REASONS.contains(&(reason, code)),
+        "{reason} ({code:?}) belongs into REASONS and docs/api.md"
+    );
+    let facts: HashMap<String, String> = facts
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value))
+        .collect();
+    let mut details = ErrorDetails::with_error_info(reason, DOMAIN, facts);
+    details.set_retry_info(match (code, reason) {
+        (_, "EXHAUSTED") => Some(RETRY_FULL),
+        // Somebody has to make room first.
+        (_, "NO_SPACE") => None,
+        (Code::Unavailable | Code::ResourceExhausted | Code::DeadlineExceeded, _) => Some(RETRY),
+        _ => None,
+    });
     Status::with_error_details(code, message, details)
+}
+
+/// The same status, naming the request that it is about.
+pub fn about(status: Status, request_id: &str, member: u64) -> Status {
+    let mut details = status.get_error_details();
+    details.set_request_info(request_id, format!("member {member}"));
+    Status::with_error_details(status.code(), status.message(), details)
 }
 
 /// A field of the request is wrong.
@@ -93,7 +154,8 @@ impl From<WriteError> for Status {
         let message = err.to_string();
         match err {
             WriteError::Rejected(refusal) => rejected(&refusal),
-            WriteError::NoLeader => error(Code::Unavailable, "NO_LEADER", message),
+            WriteError::NoLeader { .. } => error(Code::Unavailable, "NO_LEADER", message),
+            WriteError::Late { .. } => error(Code::DeadlineExceeded, "DEADLINE", message),
             WriteError::Unknown => error(Code::Unknown, "OUTCOME_UNKNOWN", message),
             WriteError::Overloaded => error(Code::ResourceExhausted, "OVERLOADED", message),
             WriteError::TooLarge(_) => error(Code::InvalidArgument, "TOO_LARGE", message),
@@ -112,6 +174,19 @@ impl From<ReadError> for Status {
     }
 }
 
+impl From<LookError> for Status {
+    fn from(err: LookError) -> Status {
+        match err {
+            LookError::Read(err) => err.into(),
+            LookError::Stale { age, .. } => {
+                let ms = age.map_or_else(String::new, |age| age.as_millis().to_string());
+                let facts = [("staleness_ms", ms)];
+                explained(Code::Unavailable, "STALE", err.to_string(), facts)
+            }
+        }
+    }
+}
+
 impl From<ArchiveError> for Status {
     fn from(err: ArchiveError) -> Status {
         internal(&err)
@@ -124,5 +199,44 @@ impl From<SecretError> for Status {
             SecretError::Size(_) => invalid("value", err.to_string()),
             err => internal(&err),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_stands_in_the_documentation_with_its_code_and_no_other_does() {
+        let page = include_str!("../../../docs/api.md");
+        let rows = page.lines().filter_map(|line| {
+            let mut cells = line.strip_prefix("| `")?.split('|').map(str::trim);
+            let (reason, code) = (cells.next()?.trim_matches('`'), cells.next()?);
+            Some((reason.to_owned(), code.to_owned()))
+        });
+        let mut known = Vec::new();
+        for (reason, code) in REASONS {
+            known.push((reason.to_owned(), format!("{code:?}")));
+        }
+        assert_eq!(rows.collect::<Vec<_>>(), known);
+    }
+
+    #[test]
+    fn a_status_about_a_request_keeps_what_it_said() {
+        let status = about(no_leader(), "req-1", 2);
+        let details = status.get_error_details();
+        assert_eq!(
+            details.error_info().map(|info| info.reason.as_str()),
+            Some("NO_LEADER")
+        );
+        assert_eq!(
+            details.retry_info().and_then(|info| info.retry_delay),
+            Some(RETRY)
+        );
+        let request = details.request_info().expect("it names the request");
+        assert_eq!(
+            (request.request_id.as_str(), request.serving_data.as_str()),
+            ("req-1", "member 2")
+        );
     }
 }

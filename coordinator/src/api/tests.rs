@@ -1,10 +1,16 @@
 //! The API over a real member: consensus, ledger and stores on a disk, calls over a real port.
 
+mod changes;
+mod group;
+mod limits;
+mod lists;
 mod logs;
 mod resources;
 mod runs;
+mod submit;
 mod watch;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -22,7 +28,9 @@ use oast_model::names::FleetName;
 use oast_model::principal::Principal;
 use oast_model::schedule::Session;
 use oast_proto::v1;
+use oast_proto::v1::changes_client::ChangesClient;
 use oast_proto::v1::fleets_client::FleetsClient;
+use oast_proto::v1::images_client::ImagesClient;
 use oast_proto::v1::operator_client::OperatorClient;
 use oast_proto::v1::resources_client::ResourcesClient;
 use oast_proto::v1::runs_client::RunsClient;
@@ -42,6 +50,7 @@ use crate::consensus::ledger::LedgerMachine;
 use crate::consensus::open::{Membership, StoreOptions};
 use crate::consensus::options::Options;
 use crate::consensus::replica::Role;
+use crate::consensus::transport::grpc::PeerServer;
 use crate::consensus::transport::memory::MemoryNetwork;
 use crate::farm::Farm;
 use crate::secrets::Secrets;
@@ -109,17 +118,52 @@ type Authenticated = InterceptedService<Channel, Shown>;
 impl Member {
     /// A member that leads, not initialised yet.
     pub(crate) async fn bare() -> Member {
+        Member::group(1).await.remove(0)
+    }
+
+    /// Members that know a leader, not initialised yet.
+    async fn group(count: u64) -> Vec<Member> {
+        let network = MemoryNetwork::new(1);
+        let ports: BTreeMap<u64, Port> = (1..=count)
+            .map(|id| (id, Port::bind("127.0.0.1:0".parse().unwrap()).unwrap()))
+            .collect();
+        let peers: BTreeMap<u64, String> = ports
+            .iter()
+            .map(|(id, port)| (*id, port.address().to_string()))
+            .collect();
+        let mut members = Vec::new();
+        for (id, port) in ports {
+            members.push(Member::open(id, port, &peers, &network));
+        }
+        for member in &members {
+            let mut status = member.handle.status();
+            let led = status.wait_for(|status| {
+                let own = status.leader == Some(status.member);
+                status.leader.is_some() && (!own || status.role == Role::Leader)
+            });
+            let led = timeout(&SystemClock, PATIENCE, led).await;
+            led.expect("somebody leads soon").unwrap();
+        }
+        members
+    }
+
+    fn open(
+        id: u64,
+        port: Port,
+        peers: &BTreeMap<u64, String>,
+        network: &Arc<MemoryNetwork<LedgerMachine>>,
+    ) -> Member {
         let folder = tempfile::tempdir().unwrap();
         let clock = SystemClock::shared();
         let setup = Setup {
             directory: folder.path().join("member"),
             membership: Membership {
                 cluster: "test".to_owned(),
-                member: 1,
-                initial: [1].into(),
+                member: id,
+                initial: peers.keys().copied().collect(),
             },
             options: Options {
-                tick: Duration::from_millis(10),
+                tick: Duration::from_millis(20),
                 ..Options::default()
             },
             stores: StoreOptions::default(),
@@ -128,29 +172,18 @@ impl Member {
         };
         let open = driver::open::<LedgerMachine>(setup).unwrap();
         let handle = open.handle();
-        let network = MemoryNetwork::new(1);
         network.join(handle.clone());
-        let running = open.start(network).unwrap();
-        let mut status = handle.status();
-        timeout(
-            &*clock,
-            PATIENCE,
-            status.wait_for(|s| s.role == Role::Leader),
-        )
-        .await
-        .expect("a single voter leads soon")
-        .unwrap();
+        let running = open.start(network.clone()).unwrap();
         let shutdown = CancellationToken::new();
         let tasks = Tasks::new(clock.clone(), shutdown.clone());
-        let farm = Farm::new(handle.clone(), [].into(), "peers", clock.clone());
+        let farm = Farm::new(handle.clone(), peers.clone(), "peers", clock.clone());
         let root = Utf8Path::from_path(folder.path()).unwrap();
         let artifacts = ArtifactStore::open(&root.join("store")).unwrap();
         let eye = Arc::new(Eye::default());
-        let port = Port::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = port.address();
         let router = super::router(Parts {
             farm: farm.clone(),
-            archive: Archive::new(handle.clone()),
+            archive: Archive::open(handle.clone(), &folder.path().join("index")).unwrap(),
             artifacts: artifacts.clone(),
             secrets: Secrets::open(&folder.path().join("secrets")).unwrap(),
             sight: eye.clone(),
@@ -159,6 +192,8 @@ impl Member {
             git_dir: folder.path().join("git"),
             address: format!("http://{address}"),
         });
+        let peer = tonic::service::Routes::new(PeerServer::service(handle.clone()));
+        let router = router.merge(peer.into_axum_router().reset_fallback());
         let serving = Serving {
             limits: Limits::default(),
             clock,
@@ -178,6 +213,17 @@ impl Member {
             running: Some(running),
             shutdown,
         }
+    }
+
+    /// A farm of several members with the team `payments` and the repository `web`: the leader,
+    /// then the others.
+    async fn farm_of(count: u64) -> Vec<Member> {
+        let mut members = Member::group(count).await;
+        members.sort_by_key(|member| member.farm.leading().is_none());
+        members[0].init(BOOTSTRAP).await.unwrap();
+        members[0].apply(TEAM).await.unwrap();
+        members[0].apply(REPOSITORY).await.unwrap();
+        members
     }
 
     /// A farm with the team `payments` and the repository `web`.
@@ -274,6 +320,39 @@ impl Member {
         OperatorClient::with_interceptor(self.channel.clone(), Shown(token.into()))
     }
 
+    fn images(&self, token: &str) -> ImagesClient<Authenticated> {
+        ImagesClient::with_interceptor(self.channel.clone(), Shown(token.into()))
+    }
+
+    fn changes(&self, token: &str) -> ChangesClient<Authenticated> {
+        ChangesClient::with_interceptor(self.channel.clone(), Shown(token.into()))
+    }
+
+    /// A stored tree that can be run.
+    fn tree(&self, text: &str) -> String {
+        let file = oast_artifacts::SourceFile {
+            path: "oast.yaml".into(),
+            source: oast_artifacts::FileSource::Bytes {
+                bytes: text.as_bytes().to_vec(),
+                executable: false,
+            },
+        };
+        self.artifacts
+            .put_files(vec![file])
+            .unwrap()
+            .blob
+            .to_string()
+    }
+
+    /// Stops at once, as a process that is killed.
+    fn kill(&mut self) {
+        self.shutdown.cancel();
+        self.handle.stop();
+        if let Some(running) = self.running.take() {
+            running.join();
+        }
+    }
+
     fn fleets(&self, token: &str) -> FleetsClient<Authenticated> {
         FleetsClient::with_interceptor(self.channel.clone(), Shown(token.into()))
     }
@@ -281,11 +360,7 @@ impl Member {
 
 impl Drop for Member {
     fn drop(&mut self) {
-        self.shutdown.cancel();
-        self.handle.stop();
-        if let Some(running) = self.running.take() {
-            running.join();
-        }
+        self.kill();
     }
 }
 

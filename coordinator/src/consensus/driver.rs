@@ -23,17 +23,19 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use oast_daemon::clock::SharedClock;
 use raft::eraftpb::Message;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::chain;
 use super::counters::{Counters, count};
 use super::halt::Halt;
-use super::handle::{Event, Handle, HistoryHolder, ProposeReply, Published, Shared};
+use super::handle::{Event, Handle, HistoryHolder, Outcome, ProposeReply, Published, Shared};
 use super::machine::{EncodedCommand, Machine};
 use super::open::{self, Membership, OpenError, StoreOptions, Stores};
 use super::options::Options;
-use super::replica::{Output, ProposeError, ReadError, Reading, Replica, ReplicaError, Ticket};
+use super::replica::{
+    Applied, Output, ProposeError, ReadError, Reading, Replica, ReplicaError, Ticket,
+};
 use super::roster::Roster;
 use super::transport::Transport;
 use crate::store::disk;
@@ -256,6 +258,23 @@ impl<M: Machine, S> Inbox<M, S> {
     }
 }
 
+/// Who waits for a command.
+enum Proposer<M: Machine> {
+    One(ProposeReply<M>),
+    /// One of many, under its caller's number.
+    OfMany(mpsc::Sender<Outcome<M>>, u64),
+}
+
+impl<M: Machine> Proposer<M> {
+    /// A proposer that went away does not want to know, and one of many has room for all.
+    fn tell(self, result: Result<Applied<M::Answer>, ProposeError>) {
+        match self {
+            Proposer::One(reply) => drop(reply.send(result)),
+            Proposer::OfMany(reply, number) => drop(reply.try_send((number, result))),
+        }
+    }
+}
+
 struct Driver<M: Machine, L: LogStore, R: StateRoot> {
     replica: Replica<M, L, R>,
     root: Arc<R>,
@@ -266,7 +285,7 @@ struct Driver<M: Machine, L: LogStore, R: StateRoot> {
     options: Options,
     clock: SharedClock,
     inbox: Inbox<M, R::Store>,
-    proposers: HashMap<Ticket, ProposeReply<M>>,
+    proposers: HashMap<Ticket, Proposer<M>>,
     readers: HashMap<Ticket, oneshot::Sender<Result<u64, ReadError>>>,
     next_ticket: Ticket,
     background: Vec<JoinHandle<()>>,
@@ -303,8 +322,8 @@ impl<M: Machine, L: LogStore, R: StateRoot> Driver<M, L, R> {
         for thread in self.background.drain(..) {
             let _ = thread.join();
         }
-        for (_, reply) in self.proposers.drain() {
-            let _ = reply.send(Err(ProposeError::Stopped));
+        for (_, proposer) in self.proposers.drain() {
+            proposer.tell(Err(ProposeError::Stopped));
         }
         for (_, reply) in self.readers.drain() {
             let _ = reply.send(Err(ReadError::Stopped));
@@ -365,8 +384,17 @@ impl<M: Machine, L: LogStore, R: StateRoot> Driver<M, L, R> {
         match event {
             Event::Propose { command, reply } => {
                 let ticket = self.ticket();
-                self.proposers.insert(ticket, reply);
+                self.proposers.insert(ticket, Proposer::One(reply));
                 proposals.push((ticket, command));
+            }
+            Event::ProposeMany(mut many) => {
+                let (commands, reply) = many.take();
+                for (number, command) in commands {
+                    let ticket = self.ticket();
+                    let proposer = Proposer::OfMany(reply.clone(), number);
+                    self.proposers.insert(ticket, proposer);
+                    proposals.push((ticket, command));
+                }
             }
             Event::Read { reply } => {
                 let ticket = self.ticket();
@@ -450,9 +478,8 @@ impl<M: Machine, L: LogStore, R: StateRoot> Driver<M, L, R> {
         for output in self.replica.take_outputs() {
             match output {
                 Output::Answered(ticket, result) => {
-                    if let Some(reply) = self.proposers.remove(&ticket) {
-                        // A proposer that went away does not want to know.
-                        let _ = reply.send(result);
+                    if let Some(proposer) = self.proposers.remove(&ticket) {
+                        proposer.tell(result);
                     }
                 }
                 Output::ReadReady(ticket, result) => {

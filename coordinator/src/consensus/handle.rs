@@ -6,7 +6,7 @@ use std::sync::mpsc::{SyncSender, TrySendError};
 
 use arc_swap::ArcSwap;
 use raft::eraftpb::{ConfChangeV2, Message};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::counters::{Counters, count};
 use super::machine::{EncodedCommand, Machine};
@@ -29,8 +29,37 @@ pub struct Published<V> {
 pub(crate) type ProposeReply<M> =
     oneshot::Sender<Result<Applied<<M as Machine>::Answer>, ProposeError>>;
 
+/// What became of one of many commands that were proposed together, under its caller's number.
+pub type Outcome<M> = (u64, Result<Applied<<M as Machine>::Answer>, ProposeError>);
+
+/// Commands that are proposed together. Those that nobody took have an outcome all the same.
+pub(crate) struct Many<M: Machine> {
+    commands: Vec<(u64, EncodedCommand)>,
+    reply: mpsc::Sender<Outcome<M>>,
+}
+
+impl<M: Machine> Many<M> {
+    pub(crate) fn take(&mut self) -> (Vec<(u64, EncodedCommand)>, &mpsc::Sender<Outcome<M>>) {
+        (std::mem::take(&mut self.commands), &self.reply)
+    }
+
+    fn refuse(&mut self, error: ProposeError) {
+        for (number, _) in self.commands.drain(..) {
+            // A caller that has gone does not want to know.
+            let _ = self.reply.try_send((number, Err(error)));
+        }
+    }
+}
+
+impl<M: Machine> Drop for Many<M> {
+    fn drop(&mut self) {
+        self.refuse(ProposeError::Stopped);
+    }
+}
+
 /// Everything the driver's thread reacts to.
 pub(crate) enum Event<M: Machine> {
+    ProposeMany(Many<M>),
     Propose {
         command: EncodedCommand,
         reply: ProposeReply<M>,
@@ -160,6 +189,31 @@ impl<M: Machine> Handle<M> {
                 Err(ProposeError::Overloaded)
             }
             Err(TrySendError::Disconnected(_)) => Err(ProposeError::Stopped),
+        }
+    }
+
+    /// Proposes many commands as one event, so that they share log entries and their fsync. The
+    /// outcome of each goes to `outcomes` under its number, in the order of completion. Nothing
+    /// here waits: `outcomes` has room for every command that is under way, and one without room
+    /// is never told.
+    ///
+    /// Every command must be one that [`Machine::decode`] takes: any other stops every member.
+    pub(crate) fn propose_many(
+        &self,
+        commands: Vec<(u64, EncodedCommand)>,
+        outcomes: &mpsc::Sender<Outcome<M>>,
+    ) {
+        let many = Many {
+            commands,
+            reply: outcomes.clone(),
+        };
+        // With an error of another kind the commands are dropped, which tells each proposer.
+        if let Err(TrySendError::Full(Event::ProposeMany(mut many))) =
+            self.shared.queue.try_send(Event::ProposeMany(many))
+        {
+            let refused = many.commands.len() as u64;
+            count(&self.shared.counters.proposals_overloaded, refused);
+            many.refuse(ProposeError::Overloaded);
         }
     }
 

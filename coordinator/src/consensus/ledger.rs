@@ -9,6 +9,8 @@ use bytes::Bytes;
 use oast_model::codec;
 use oast_model::ids::Seq;
 use oast_model::ledger::{Answer, Applied, Command, HistoryRecord, Ledger, Rejected, Request};
+use oast_model::names::{FleetName, TeamName};
+use oast_model::resource::ResourceKind;
 use oast_model::time::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -16,33 +18,45 @@ use super::machine::{
     Changes, EncodedCommand, LoadError, Machine, Position, Record, Undecodable, View,
 };
 use super::transport::grpc::Wire;
+use crate::feed::Feed;
 
 /// The ledger and nothing else.
 #[derive(Debug)]
 pub struct LedgerMachine {
     ledger: Ledger,
+    feed: Feed,
 }
 
-/// The ledger at one position, shared with every reader.
+/// The ledger at one position, shared with every reader, and what changed last.
 #[derive(Clone, Debug)]
-pub struct LedgerView(Ledger);
+pub struct LedgerView {
+    ledger: Ledger,
+    feed: Feed,
+}
+
+impl LedgerView {
+    /// The newest changes.
+    pub fn feed(&self) -> &Feed {
+        &self.feed
+    }
+}
 
 impl Deref for LedgerView {
     type Target = Ledger;
 
     fn deref(&self) -> &Ledger {
-        &self.0
+        &self.ledger
     }
 }
 
 impl View for LedgerView {
     fn records(&self) -> Box<dyn Iterator<Item = Record> + '_> {
-        Box::new(self.0.records())
+        Box::new(self.ledger.records())
     }
 
     fn digest(&self) -> [u8; 32] {
         let mut digest = [0; 32];
-        digest[..16].copy_from_slice(&self.0.digest().to_bytes());
+        digest[..16].copy_from_slice(&self.ledger.digest().to_bytes());
         digest
     }
 }
@@ -106,8 +120,12 @@ impl Machine for LedgerMachine {
     }
 
     fn apply(&mut self, at: Position, command: Request) -> Applied {
-        self.ledger
-            .apply(Timestamp::from_millis(at.now_ms), command)
+        let doomed = doomed_fleet(&self.ledger, &command.command);
+        let now = Timestamp::from_millis(at.now_ms);
+        let applied = self.ledger.apply(now, command);
+        self.feed
+            .note(&self.ledger, applied.seq, &applied.effects, doomed);
+        applied
     }
 
     fn take_changes(&mut self) -> Changes {
@@ -128,7 +146,10 @@ impl Machine for LedgerMachine {
     }
 
     fn view(&self) -> LedgerView {
-        LedgerView(self.ledger.clone())
+        LedgerView {
+            ledger: self.ledger.clone(),
+            feed: self.feed.clone(),
+        }
     }
 
     fn load(
@@ -147,8 +168,22 @@ impl Machine for LedgerMachine {
             ledger = Ledger::new();
         }
         ledger.finish_loading();
-        Ok(LedgerMachine { ledger })
+        let feed = Feed::new(ledger.seq());
+        Ok(LedgerMachine { ledger, feed })
     }
+}
+
+/// The fleet that a command would delete, while it can still be seen.
+fn doomed_fleet(ledger: &Ledger, command: &Command) -> Option<(FleetName, TeamName)> {
+    let Command::DeleteResource {
+        kind: ResourceKind::Fleet,
+        name,
+    } = command
+    else {
+        return None;
+    };
+    let fleet = ledger.fleets().get(name.as_str())?;
+    Some((fleet.spec.name.clone(), fleet.spec.team.clone()))
 }
 
 impl Wire for LedgerMachine {

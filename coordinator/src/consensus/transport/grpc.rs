@@ -10,7 +10,7 @@ use oast_proto::peer::v1 as wire;
 use protobuf::Message as _;
 use raft::eraftpb::Message;
 
-use crate::consensus::machine::Machine;
+use crate::consensus::machine::{EncodedCommand, Machine};
 use crate::consensus::replica::{Applied, ProposeError};
 use crate::consensus::roster::Letterhead;
 use crate::store::log::LogPosition;
@@ -23,6 +23,9 @@ pub use server::PeerServer;
 
 /// Largest message taken from a peer: one command at its limit and what raft wraps around it.
 const MAX_MESSAGE: usize = 32 << 20;
+
+/// Most commands in one request of [`propose_many_request`].
+pub const PROPOSE_MANY_MAX: usize = 1024;
 
 /// How a machine's answers travel between members.
 pub trait Wire: Machine {
@@ -111,6 +114,22 @@ pub fn propose_request<M: Wire>(letter: Letterhead, command: &M::Command) -> wir
             kind: encoded.kind,
             body: encoded.body,
         }),
+    }
+}
+
+/// The same for many commands, at most [`PROPOSE_MANY_MAX`].
+#[must_use]
+pub fn propose_many_request(
+    letter: Letterhead,
+    commands: impl IntoIterator<Item = EncodedCommand>,
+) -> wire::ProposeManyRequest {
+    let commands = commands.into_iter().map(|command| wire::LoggedCommand {
+        kind: command.kind,
+        body: command.body,
+    });
+    wire::ProposeManyRequest {
+        letter: Some(letter_to_wire(letter)),
+        commands: commands.collect(),
     }
 }
 

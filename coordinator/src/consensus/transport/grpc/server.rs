@@ -7,10 +7,13 @@ use oast_proto::peer::v1 as wire;
 use oast_proto::peer::v1::peer_server;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{MAX_MESSAGE, Wire, letter_from_wire, message_from_wire, outcome_to_wire};
+use super::{
+    MAX_MESSAGE, PROPOSE_MANY_MAX, Wire, letter_from_wire, message_from_wire, outcome_to_wire,
+};
 use crate::consensus::chain;
 use crate::consensus::handle::{Handle, ReceiveError, ServeError};
 use crate::consensus::machine::EncodedCommand;
+use crate::consensus::replica::ProposeError;
 use crate::store::log::LogPosition;
 use crate::store::snapshot::SnapshotOffer;
 
@@ -28,6 +31,16 @@ impl<M: Wire> PeerServer<M> {
             .max_decoding_message_size(MAX_MESSAGE)
             .max_encoding_message_size(MAX_MESSAGE)
     }
+}
+
+/// What nobody could apply must not reach the log, where it would stop every member.
+fn checked<M: Wire>(command: wire::LoggedCommand) -> Result<EncodedCommand, Status> {
+    M::decode(command.kind, &command.body)
+        .map_err(|error| Status::invalid_argument(error.to_string()))?;
+    Ok(EncodedCommand {
+        kind: command.kind,
+        body: command.body,
+    })
 }
 
 fn refused(error: &ServeError) -> Status {
@@ -130,14 +143,44 @@ impl<M: Wire> peer_server::Peer for PeerServer<M> {
         let command = request
             .command
             .ok_or_else(|| Status::invalid_argument("the command is missing"))?;
-        // What nobody could apply must not reach the log, where it would stop every member.
-        M::decode(command.kind, &command.body)
-            .map_err(|error| Status::invalid_argument(error.to_string()))?;
-        let command = EncodedCommand {
-            kind: command.kind,
-            body: command.body,
-        };
-        let outcome = self.handle.propose_encoded(command).await;
+        let outcome = self.handle.propose_encoded(checked::<M>(command)?).await;
         Ok(Response::new(outcome_to_wire::<M>(outcome)))
+    }
+
+    async fn propose_many(
+        &self,
+        request: Request<wire::ProposeManyRequest>,
+    ) -> Result<Response<wire::ProposeManyResponse>, Status> {
+        let request = request.into_inner();
+        let letter = letter_from_wire(request.letter);
+        self.handle
+            .admit(&letter)
+            .map_err(|s| Status::failed_precondition(s.to_string()))?;
+        let count = request.commands.len();
+        if count > PROPOSE_MANY_MAX {
+            return Err(Status::invalid_argument(format!(
+                "at most {PROPOSE_MANY_MAX} commands at once, not {count}"
+            )));
+        }
+        let commands = (0..)
+            .zip(request.commands)
+            .map(|(number, command)| Ok((number, checked::<M>(command)?)))
+            .collect::<Result<Vec<_>, Status>>()?;
+        let (sender, mut receiver) = tokio::sync::mpsc::channel(count.max(1));
+        self.handle.propose_many(commands, &sender);
+        drop(sender);
+        let mut outcomes: Vec<_> = std::iter::repeat_with(|| None).take(count).collect();
+        while let Some((number, outcome)) = receiver.recv().await {
+            let place = usize::try_from(number).ok();
+            if let Some(place) = place.and_then(|place| outcomes.get_mut(place)) {
+                *place = Some(outcome);
+            }
+        }
+        let outcomes = outcomes
+            .into_iter()
+            .map(|outcome| outcome_to_wire::<M>(outcome.unwrap_or(Err(ProposeError::Stopped))));
+        Ok(Response::new(wire::ProposeManyResponse {
+            outcomes: outcomes.collect(),
+        }))
     }
 }
