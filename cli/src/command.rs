@@ -5,6 +5,7 @@ use std::future::Future;
 use tokio::runtime::Builder;
 
 pub mod apply;
+mod changes;
 pub mod completion;
 pub mod context;
 pub mod doctor;

@@ -14,9 +14,10 @@ use clap::Args;
 use oast_daemon::config::process_env;
 use oast_daemon::random;
 use oast_daemon::secret::Secret;
+use oast_model::units::TimeSpan;
 use serde::{Deserialize, Serialize};
 
-use crate::client::Client;
+use crate::client::{Client, Stale};
 
 /// Flags of every command that talks to a farm.
 #[derive(Args, Clone, Debug, Default)]
@@ -30,6 +31,21 @@ pub struct Connect {
     /// Team to act for [env: OAST_TEAM].
     #[arg(long, global = true, value_name = "TEAM")]
     team: Option<String>,
+    /// Let a member that is behind answer, at most this much behind if a time is said
+    #[arg(long, global = true, value_name = "MAX_AGE", num_args = 0..=1, require_equals = true,
+        default_missing_value = "any", value_parser = stale)]
+    stale: Option<Stale>,
+}
+
+/// `any` or a time.
+fn stale(text: &str) -> Result<Stale, String> {
+    if text == "any" {
+        return Ok(Stale::Any);
+    }
+    let age: TimeSpan = text
+        .parse()
+        .map_err(|why| format!("{why}; write --stale=5s, or --stale for any age"))?;
+    Ok(Stale::For(age.duration()))
 }
 
 /// The file of contexts.
@@ -54,7 +70,7 @@ impl Connect {
     pub fn client(&self) -> anyhow::Result<Client> {
         let entry = self.entry()?;
         let token = process_env("OAST_TOKEN").or(entry.token).map(Secret::new);
-        Ok(Client::new(&entry.addresses, token.as_ref())?)
+        Ok(Client::new(&entry.addresses, token.as_ref())?.accepting(self.stale))
     }
 
     /// The team that the flag or the environment names, without the context's own.

@@ -4,14 +4,13 @@
 //! Commands return any error; here it is looked through for what is known: our own [`Fail`], a
 //! farm's status, a client that has no farm, a reader that went away.
 
-use std::error::Error as _;
 use std::io::{self, Write};
 
 use oast_daemon::exit::Exit;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
-use crate::client::ClientError;
+use crate::client::{ClientError, cause};
 use crate::output::plain;
 
 /// An error whose exit code and hint the command knows.
@@ -126,9 +125,8 @@ fn show(err: &anyhow::Error) -> Option<Shown> {
 fn of_status(status: &Status) -> Shown {
     let reason = status.get_details_error_info().map(|info| info.reason);
     let message = match (status.code(), reason.is_some()) {
-        // Tonic's own words name no cause; the innermost error does.
         (Code::Unavailable, false) => {
-            format!("no member of the farm answers: {}", innermost(status))
+            format!("no member of the farm answers: {}", plain(&cause(status)))
         }
         (Code::DeadlineExceeded, false) => "no member of the farm answers in time".to_owned(),
         _ if status.message().is_empty() => format!("the farm answered `{}`", status.code()),
@@ -140,16 +138,6 @@ fn of_status(status: &Status) -> Shown {
         reason,
         message,
     }
-}
-
-fn innermost(status: &Status) -> String {
-    let mut deepest = None;
-    let mut source = status.source();
-    while let Some(err) = source {
-        deepest = Some(err);
-        source = err.source();
-    }
-    deepest.map_or_else(|| status.message().to_owned(), ToString::to_string)
 }
 
 /// The exit code of a refused or failed call.

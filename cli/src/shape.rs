@@ -81,6 +81,7 @@ shapes! {
     }
     Image {
         name: String, team: String, channels: BTreeMap<String, u32>, versions: Vec<ImageVersion>,
+        version_count: u32,
     }
     ImageVersion {
         version: String, team: String, base: String, arch: String, digest: String, disk_size: u64,
@@ -121,6 +122,47 @@ shapes! {
     FieldChange { path: String, before: String, after: String }
     Secret { team: String, name: String, version: u64, set_at_ms: u64, set_by: String }
     Identity { name: String, role: String, team: String, farm: String, version: String }
+}
+
+/// The JSON of one change.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Change {
+    /// Number of the command.
+    pub seq: u64,
+    /// What changed, as it was then.
+    #[serde(flatten)]
+    pub what: What,
+}
+
+/// What changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum What {
+    /// A run.
+    Run(Run),
+    /// A rollout.
+    Rollout(Rollout),
+    /// A fleet, without its instances.
+    Fleet(Fleet),
+    /// The name of a fleet that was deleted.
+    DeletedFleet(String),
+}
+
+impl Change {
+    /// Nothing for a kind of change that this binary does not know.
+    pub fn read(change: v1::Change) -> Option<Change> {
+        let what = match change.what? {
+            v1::change::What::Run(run) => What::Run(run.into()),
+            v1::change::What::Rollout(rollout) => What::Rollout(rollout.into()),
+            v1::change::What::Fleet(fleet) => What::Fleet(fleet.into()),
+            v1::change::What::DeletedFleet(name) => What::DeletedFleet(name),
+        };
+        Some(Change {
+            seq: change.seq,
+            what,
+        })
+    }
 }
 
 /// The JSON of one line of a log.

@@ -16,7 +16,6 @@ use oast_daemon::clock::{Clock, Sleep, SystemClock};
 use oast_proto::v1;
 use tokio::sync::mpsc;
 use tonic::{Response, Status, Streaming};
-use tonic_types::StatusExt;
 
 use crate::client::{Client, Member};
 
@@ -135,14 +134,16 @@ impl<'a> Follower<'a> {
         let (client, sender, id) = (self.client, self.sender.clone(), id.to_owned());
         self.states += 1;
         self.work.push(Box::pin(async move {
+            let seq = Cell::new(0);
             let open = |member: Member| {
                 let request = v1::WatchRolloutRequest {
                     rollout: id.clone(),
-                    after_seq: 0,
+                    after_seq: seq.get(),
                 };
                 async move { member.fleets().watch_rollout(request).await }
             };
             pump(client, &sender, open, |rollout: v1::Rollout| {
+                seq.set(rollout.seq);
                 let ended = rollout.ended;
                 (Event::Rollout(rollout), ended)
             })
@@ -297,7 +298,7 @@ where
 {
     let mut breaks = 0;
     loop {
-        let mut stream = client.call(&open).await?;
+        let (mut stream, member) = client.open(&open).await?;
         let broken = loop {
             match stream.message().await {
                 Ok(Some(message)) => {
@@ -319,7 +320,7 @@ where
             Some(status) if !may_go_on(&status) || breaks >= BREAKS_MAX => return Err(status),
             _ => {}
         }
-        client.turn();
+        client.turn_from(&member);
         SystemClock.sleep(PAUSE).await;
         if breaks == 1 && sender.send(Event::Resumed).await.is_err() {
             return Ok(());
@@ -328,5 +329,5 @@ where
 }
 
 fn may_go_on(status: &Status) -> bool {
-    crate::client::may_be_tried_again(status) || status.get_details_error_info().is_none()
+    crate::client::may_be_tried_again(status) || oast_proto::fault::reason(status).is_none()
 }

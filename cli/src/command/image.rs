@@ -97,32 +97,85 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
 }
 
 /// Versions of one image in the short list.
-const NEWEST: usize = 5;
+const NEWEST: u32 = 5;
+/// Most versions that a member sends at once.
+const VERSIONS_MAX: u32 = 500;
 
-/// Lists images.
-pub async fn list(connect: &Connect, output: Output, all: bool) -> anyhow::Result<Exit> {
-    let client = connect.client()?;
-    let request = v1::ListImagesRequest {
-        team: connect.said_team().unwrap_or_default(),
-        ..v1::ListImagesRequest::default()
-    };
-    let found = client
+async fn list_page(
+    client: &Client,
+    request: v1::ListImagesRequest,
+) -> Result<v1::ListImagesResponse, tonic::Status> {
+    client
         .call(|member| {
             let request = request.clone();
             async move { member.images().list_images(request).await }
         })
-        .await?;
-    let images: Vec<_> = found.images.into_iter().map(shape::Image::from).collect();
+        .await
+}
+
+/// Gets the versions that did not fit.
+async fn complete(client: &Client, image: &mut v1::Image) -> Result<(), tonic::Status> {
+    while let Some(oldest) = image.versions.last() {
+        let number = oldest.version.rsplit(':').next();
+        let before = number.and_then(|number| number.parse().ok()).unwrap_or(1);
+        if before <= 1 || image.versions.len() >= image.version_count as usize {
+            return Ok(());
+        }
+        let request = v1::ListImagesRequest {
+            name: image.name.clone(),
+            versions: VERSIONS_MAX,
+            before_version: before,
+            ..v1::ListImagesRequest::default()
+        };
+        let page = list_page(client, request).await?;
+        let more = page.images.into_iter().flat_map(|image| image.versions);
+        let had = image.versions.len();
+        image.versions.extend(more);
+        if image.versions.len() == had {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+/// Lists images.
+pub async fn list(connect: &Connect, output: Output, all: bool) -> anyhow::Result<Exit> {
+    let client = connect.client()?;
+    let team = connect.said_team().unwrap_or_default();
+    let versions = match output.is_text() && !all {
+        true => NEWEST,
+        false => VERSIONS_MAX,
+    };
+    let mut images = Vec::new();
+    let mut page_token = String::new();
+    loop {
+        let request = v1::ListImagesRequest {
+            team: team.clone(),
+            versions,
+            page_token,
+            ..v1::ListImagesRequest::default()
+        };
+        let page = list_page(&client, request).await?;
+        for mut image in page.images {
+            if all {
+                complete(&client, &mut image).await?;
+            }
+            images.push(shape::Image::from(image));
+        }
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            break;
+        }
+    }
     let empty = "There are no images yet: `oast run` bakes one.";
     output.list(
         &images,
         |image| &image.name,
         empty,
         |images| {
-            let most = if all { usize::MAX } else { NEWEST };
             let rows = images
                 .iter()
-                .flat_map(|image| image.versions.iter().take(most))
+                .flat_map(|image| image.versions.iter())
                 .map(|version| {
                     [
                         version.version.clone(),
@@ -154,7 +207,7 @@ pub async fn list(connect: &Connect, output: Output, all: bool) -> anyhow::Resul
             );
             let hidden: usize = images
                 .iter()
-                .map(|image| image.versions.len().saturating_sub(most))
+                .map(|image| (image.version_count as usize).saturating_sub(image.versions.len()))
                 .sum();
             if hidden > 0 {
                 let _ = writeln!(

@@ -56,9 +56,6 @@ enum Noun {
     Secrets,
 }
 
-/// Runs in one list.
-const RUNS: u32 = 50;
-
 /// Lists.
 pub fn list(args: &ListArgs) -> anyhow::Result<Exit> {
     block_on(all(args.noun, &args.connect, args.output))
@@ -66,7 +63,7 @@ pub fn list(args: &ListArgs) -> anyhow::Result<Exit> {
 
 async fn all(noun: Noun, connect: &Connect, output: Output) -> anyhow::Result<Exit> {
     match noun {
-        Noun::Runs => run::list(connect, output, false, RUNS).await,
+        Noun::Runs => run::list(connect, output, &run::ListArgs::default()).await,
         Noun::Images => image::list(connect, output, false).await,
         Noun::Fleets => fleet::list(connect, output).await,
         Noun::Rollouts => Err(Fail::usage("rollouts are listed by fleet")

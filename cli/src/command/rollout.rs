@@ -10,6 +10,7 @@ use oast_proto::v1;
 
 use super::block_on;
 use super::fleet::get as get_fleet;
+use super::run::time;
 use super::watch::follow_rollout;
 use crate::client::Client;
 use crate::context::Connect;
@@ -39,6 +40,12 @@ enum Command {
     List {
         /// The fleet
         fleet: String,
+        /// Only rollouts in this phase, such as rolled_back; may be repeated
+        #[arg(long = "phase", value_name = "PHASE")]
+        phases: Vec<String>,
+        /// Only rollouts begun since: 2h (ago) or 2026-11-23T06:00:00Z
+        #[arg(long, value_name = "TIME", value_parser = time)]
+        since: Option<u64>,
         /// Most rollouts that are shown
         #[arg(long, value_name = "N", default_value_t = PAGE)]
         limit: u32,
@@ -98,7 +105,20 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
     let (connect, output) = (&args.connect, args.output);
     block_on(async {
         match &args.command {
-            Command::List { fleet, limit } => list(connect, output, fleet, *limit).await,
+            Command::List {
+                fleet,
+                phases,
+                since,
+                limit,
+            } => {
+                let request = v1::ListRolloutsRequest {
+                    fleet: fleet.clone(),
+                    phases: phases.clone(),
+                    since_ms: since.unwrap_or(0),
+                    ..v1::ListRolloutsRequest::default()
+                };
+                list(connect, output, request, *limit).await
+            }
             Command::Status {
                 of, wait: false, ..
             } => show(connect, output, of).await,
@@ -150,26 +170,27 @@ async fn resolve(client: &Client, of: &str, active: bool) -> anyhow::Result<Stri
 pub async fn list(
     connect: &Connect,
     output: Output,
-    fleet: &str,
+    mut request: v1::ListRolloutsRequest,
     limit: u32,
 ) -> anyhow::Result<Exit> {
     let client = connect.client()?;
-    let request = v1::ListRolloutsRequest {
-        fleet: fleet.to_owned(),
-        page_size: limit,
-        ..v1::ListRolloutsRequest::default()
-    };
-    let found = client
-        .call(|member| {
-            let request = request.clone();
-            async move { member.fleets().list_rollouts(request).await }
-        })
-        .await?;
-    let rollouts: Vec<_> = found
-        .rollouts
-        .into_iter()
-        .map(shape::Rollout::from)
-        .collect();
+    let fleet = request.fleet.clone();
+    let mut rollouts: Vec<shape::Rollout> = Vec::new();
+    loop {
+        let left = limit.saturating_sub(u32::try_from(rollouts.len()).unwrap_or(u32::MAX));
+        request.page_size = left;
+        let page = client
+            .call(|member| {
+                let request = request.clone();
+                async move { member.fleets().list_rollouts(request).await }
+            })
+            .await?;
+        rollouts.extend(page.rollouts.into_iter().map(shape::Rollout::from));
+        request.page_token = page.next_page_token;
+        if request.page_token.is_empty() || rollouts.len() >= limit as usize {
+            break;
+        }
+    }
     let empty = format!("Fleet {fleet} has had no rollout yet.");
     output.list(
         &rollouts,

@@ -20,7 +20,9 @@ use super::{block_on, story};
 use crate::client::Client;
 use crate::context::Connect;
 use crate::fail::Fail;
-use crate::output::{Output, ago, count, facts, note, phase, plain, short, span, table, took};
+use crate::output::{
+    Output, ago, count, facts, note, now_ms, phase, plain, short, span, table, took,
+};
 use crate::shape;
 
 mod tree;
@@ -79,7 +81,7 @@ struct Start {
 #[derive(Debug, clap::Subcommand)]
 enum Command {
     /// List runs, newest first
-    List(ListArgs),
+    List(Box<ListArgs>),
     /// Show a run: its tasks, steps and attempts
     Show {
         /// The run, such as r-42
@@ -109,14 +111,64 @@ enum Command {
     },
 }
 
-#[derive(Debug, Default, clap::Args)]
-struct ListArgs {
+/// Which runs are listed.
+#[derive(Debug, clap::Args)]
+pub struct ListArgs {
     /// Only runs that have not ended
     #[arg(long)]
     open: bool,
+    /// Only runs of this pipeline
+    #[arg(long, value_name = "NAME", default_value = "")]
+    pipeline: String,
+    /// Only runs of this repository
+    #[arg(long, value_name = "NAME", default_value = "")]
+    repository: String,
+    /// Only runs of this branch
+    #[arg(long, value_name = "NAME", default_value = "")]
+    branch: String,
+    /// Only runs of this commit, by at least 7 digits
+    #[arg(long, value_name = "ID", default_value = "")]
+    commit: String,
+    /// Only runs in this phase, such as failed; may be repeated
+    #[arg(long = "phase", value_name = "PHASE")]
+    phases: Vec<String>,
+    /// Only runs started since: 2h (ago) or 2026-11-23T06:00:00Z
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    since: Option<u64>,
+    /// Only runs started before: 2h (ago) or 2026-11-23T06:00:00Z
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    until: Option<u64>,
     /// Most runs that are shown
     #[arg(long, value_name = "N", default_value_t = PAGE)]
     limit: u32,
+}
+
+impl Default for ListArgs {
+    fn default() -> ListArgs {
+        ListArgs {
+            open: false,
+            pipeline: String::new(),
+            repository: String::new(),
+            branch: String::new(),
+            commit: String::new(),
+            phases: Vec::new(),
+            since: None,
+            until: None,
+            limit: PAGE,
+        }
+    }
+}
+
+/// A time as milliseconds: so long ago, or a point in time.
+pub fn time(text: &str) -> Result<u64, String> {
+    if let Ok(span) = text.parse::<TimeSpan>() {
+        let ms = u64::try_from(span.duration().as_millis()).unwrap_or(u64::MAX);
+        return Ok(now_ms().saturating_sub(ms).max(1));
+    }
+    let point: jiff::Timestamp = text
+        .parse()
+        .map_err(|_| "write a span such as 2h, or a time such as 2026-11-23T06:00:00Z")?;
+    Ok(u64::try_from(point.as_millisecond()).unwrap_or(1).max(1))
 }
 
 /// Starts, lists, shows, follows or cancels.
@@ -125,7 +177,7 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
     block_on(async {
         match &args.command {
             None => start(&args.start, connect, output).await,
-            Some(Command::List(wanted)) => list(connect, output, wanted.open, wanted.limit).await,
+            Some(Command::List(wanted)) => list(connect, output, wanted).await,
             Some(Command::Show { id }) => show(connect, output, id).await,
             Some(Command::Watch {
                 id,
@@ -293,12 +345,8 @@ fn variable(text: &str) -> Result<(String, String), String> {
 }
 
 /// Lists runs.
-pub async fn list(
-    connect: &Connect,
-    output: Output,
-    open: bool,
-    limit: u32,
-) -> anyhow::Result<Exit> {
+pub async fn list(connect: &Connect, output: Output, wanted: &ListArgs) -> anyhow::Result<Exit> {
+    let (open, limit) = (wanted.open, wanted.limit);
     let client = connect.client()?;
     let mut runs: Vec<shape::Run> = Vec::new();
     let mut token = String::new();
@@ -309,7 +357,13 @@ pub async fn list(
             page_size: left,
             page_token: token,
             open,
-            ..v1::ListRunsRequest::default()
+            pipeline: wanted.pipeline.clone(),
+            repository: wanted.repository.clone(),
+            branch: wanted.branch.clone(),
+            commit: wanted.commit.clone(),
+            phases: wanted.phases.clone(),
+            since_ms: wanted.since.unwrap_or(0),
+            until_ms: wanted.until.unwrap_or(0),
         };
         let page = client
             .call(|member| {
@@ -323,7 +377,19 @@ pub async fn list(
             break;
         }
     }
-    let empty = if open {
+    let filtered = [
+        &wanted.pipeline,
+        &wanted.repository,
+        &wanted.branch,
+        &wanted.commit,
+    ]
+    .iter()
+    .any(|text| !text.is_empty())
+        || !wanted.phases.is_empty()
+        || wanted.since.or(wanted.until).is_some();
+    let empty = if filtered {
+        "No run is like that."
+    } else if open {
         "No run is open."
     } else {
         "There are no runs yet: `oast run` starts one."

@@ -9,7 +9,7 @@ use oast_proto::v1;
 
 use super::follow::{Ended, Event, Follower};
 use super::story::Story;
-use super::{block_on, rollout, run};
+use super::{block_on, changes, rollout, run};
 use crate::client::Client;
 use crate::context::Connect;
 use crate::fail::Fail;
@@ -20,7 +20,23 @@ use crate::shape;
 #[derive(Debug, clap::Args)]
 pub struct WatchArgs {
     /// A run (r-42) or a rollout (ro-42) [default: the newest run]
+    #[arg(conflicts_with = "all")]
     id: Option<String>,
+    /// Follow every change of runs, rollouts and fleets until Ctrl-C
+    #[arg(long)]
+    all: bool,
+    /// Begin behind this position, as an earlier watch or a list said it [default: now]
+    #[arg(long, value_name = "SEQ", requires = "all", default_value_t = 0)]
+    from: u64,
+    /// Only these: run, rollout, fleet; may be repeated
+    #[arg(long = "kind", value_name = "KIND", requires = "all")]
+    kinds: Vec<String>,
+    /// Only runs of this pipeline and their rollouts
+    #[arg(long, value_name = "NAME", requires = "all", default_value = "")]
+    pipeline: String,
+    /// Only this fleet and its rollouts
+    #[arg(long, value_name = "NAME", requires = "all", default_value = "")]
+    fleet: String,
     /// End with 1 when what was followed fails
     #[arg(long)]
     exit_status: bool,
@@ -54,6 +70,17 @@ pub struct CancelArgs {
 pub fn watch(args: &WatchArgs) -> anyhow::Result<Exit> {
     block_on(async {
         let client = args.connect.client()?;
+        if args.all {
+            let filter = v1::WatchFilter {
+                team: args.connect.said_team().unwrap_or_default(),
+                kinds: args.kinds.clone(),
+                pipeline: args.pipeline.clone(),
+                fleet: args.fleet.clone(),
+                ..v1::WatchFilter::default()
+            };
+            let limit = args.timeout.map(TimeSpan::duration);
+            return changes::follow(&client, filter, args.from, args.output, limit).await;
+        }
         let id = match &args.id {
             Some(id) => id.clone(),
             None => run::newest(&client, &args.connect).await?,

@@ -42,15 +42,25 @@ pub fn run(command: &Command) -> anyhow::Result<Exit> {
 /// Lists workers.
 pub async fn list(connect: &Connect, output: Output) -> anyhow::Result<Exit> {
     let client = connect.client()?;
-    let found = client
-        .call(|member| async move {
-            member
-                .operator()
-                .list_workers(v1::ListWorkersRequest::default())
-                .await
-        })
-        .await?;
-    let workers: Vec<_> = found.workers.into_iter().map(shape::Worker::from).collect();
+    let mut workers = Vec::new();
+    let mut page_token = String::new();
+    loop {
+        let request = v1::ListWorkersRequest {
+            page_token,
+            ..v1::ListWorkersRequest::default()
+        };
+        let page = client
+            .call(|member| {
+                let request = request.clone();
+                async move { member.operator().list_workers(request).await }
+            })
+            .await?;
+        workers.extend(page.workers.into_iter().map(shape::Worker::from));
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            break;
+        }
+    }
     let empty = "No worker is connected: `oast worker --config FILE` runs one.";
     output.list(
         &workers,

@@ -67,8 +67,8 @@ pub async fn export(
         version: version.to_owned(),
         format: format.word().to_owned(),
     };
-    let stream = client
-        .call(|member| {
+    let (stream, _) = client
+        .open(|member| {
             let request = request.clone();
             async move { member.images().export_image(request).await }
         })
