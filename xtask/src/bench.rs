@@ -23,3 +23,19 @@ pub fn schedule(workspace: &Workspace, args: &[&str]) -> Result<bool> {
     println!("bench: {}", shown(&command));
     succeeds(&mut command)
 }
+
+/// Three members beside the systems people know, in one run. The whole workspace is built, so that
+/// features are those of every other release build.
+pub fn coordinator(workspace: &Workspace, args: &[&str]) -> Result<bool> {
+    let mut build = cargo();
+    build
+        .args(["build", "--release", "--locked", "--workspace"])
+        .args(["--bin", "oast", "--bin", "oast-bench"])
+        .current_dir(&workspace.root);
+    println!("bench: {}", shown(&build));
+    if !succeeds(&mut build)? {
+        return Ok(false);
+    }
+    let mut bench = std::process::Command::new(workspace.target.join("release/oast-bench"));
+    succeeds(bench.arg("coordinator").args(args))
+}

@@ -31,6 +31,8 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   check            format, clippy, tidy and dependency rules
   test [SUITE..]   every test suite, or the named ones; --list names them
   needs            only install what the suites need
+  bench coordinator [--seconds N] [--rounds N] [--clients N,N..]
+                   three members beside three etcd servers and PostgreSQL with two standbys
   bench schedule   what a scheduling decision costs; --quick leaves the long history out
   tidy             only the repository's own rules
 
@@ -43,6 +45,7 @@ fn main() -> ExitCode {
         ["check"] => check::run(&workspace),
         ["test", suites @ ..] => test::run(&workspace, suites),
         ["needs"] => test::needs(),
+        ["bench", "coordinator", args @ ..] => bench::coordinator(&workspace, args),
         ["bench", "schedule", args @ ..] => bench::schedule(&workspace, args),
         ["tidy"] => tidy::run(&workspace),
         _ => {

@@ -8,7 +8,7 @@ use crate::workspace::Workspace;
 
 /// Every crate of ours with what it may use of ours. Arrows point downwards only; coordinator and
 /// worker never meet but in proto and model.
-const ARROWS: [(&str, &[&str]); 9] = [
+const ARROWS: [(&str, &[&str]); 10] = [
     ("oast-model", &[]),
     ("oast-proto", &["oast-model"]),
     ("oast-artifacts", &["oast-model"]),
@@ -42,6 +42,10 @@ const ARROWS: [(&str, &[&str]); 9] = [
             "oast-daemon",
             "oast-model",
         ],
+    ),
+    (
+        "oast-bench",
+        &["oast-tests", "oast-proto", "oast-daemon", "oast-model"],
     ),
     ("xtask", &[]),
 ];
