@@ -16,6 +16,7 @@ pub mod logs;
 pub mod noun;
 pub mod operator;
 pub mod resource;
+pub mod retry;
 pub mod rollout;
 pub mod run;
 pub mod secret;

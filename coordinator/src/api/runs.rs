@@ -135,6 +135,15 @@ impl Runs for Api {
         Ok(Response::new(run))
     }
 
+    async fn retry_run(
+        &self,
+        request: tonic::Request<v1::RetryRunRequest>,
+    ) -> Result<Response<v1::Run>, Status> {
+        let caller = caller(&request)?;
+        let run = self.retry(&caller, request.into_inner()).await?;
+        Ok(Response::new(run))
+    }
+
     type WatchRunStream = Answers<v1::Run>;
 
     async fn watch_run(

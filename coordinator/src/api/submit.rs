@@ -13,7 +13,8 @@ use std::collections::BTreeSet;
 
 use futures_util::FutureExt as _;
 use oast_model::digest::Digest;
-use oast_model::ledger::{Answer, Command, Ledger, Request, SubmitRun};
+use oast_model::ids::RunId;
+use oast_model::ledger::{Answer, Command, Ledger, Request, RetryProblem, RetryRun, SubmitRun};
 use oast_model::names::{RepositoryName, TeamName};
 use oast_model::pipeline::rules::Rule;
 use oast_model::principal::Verb;
@@ -86,7 +87,43 @@ impl Api {
         let id = request_id(&asked.request_id)?;
         let mut trees = Trees::default();
         let submit = self.checked(caller, asked, &mut trees, false).await?;
-        let command = Command::SubmitRun(submit);
+        self.begun(caller, id, Command::SubmitRun(submit)).await
+    }
+
+    /// A new run with what an ended one had. The history is this member's, so the command carries
+    /// what is reused.
+    pub(super) async fn retry(
+        &self,
+        caller: &Caller,
+        asked: v1::RetryRunRequest,
+    ) -> Result<v1::Run, Status> {
+        let id = request_id(&asked.request_id)?;
+        let run: RunId = parse("run", &asked.run)?;
+        let view = self.farm.read().await?;
+        let record = self.find_run(&view, run)?;
+        let record = record.filter(|record| caller.sees(&record.run.team));
+        let record = record.ok_or_else(|| status::not_found("run", run))?;
+        caller.may(Verb::Run, Some(&record.run.team))?;
+        let from = Some(asked.from_step.as_str()).filter(|from| !from.is_empty());
+        let retry = RetryRun::of(&record, from).map_err(|problem| match problem {
+            RetryProblem::NoSteps { .. } | RetryProblem::NoSuchStep { .. } => {
+                status::invalid("from_step", problem.to_string())
+            }
+            RetryProblem::Open { .. } | RetryProblem::Published { .. } => {
+                status::error(Code::FailedPrecondition, "WRONG_STATE", problem.to_string())
+            }
+        })?;
+        let command = Command::RetryRun(Box::new(retry));
+        self.begun(caller, id, command).await
+    }
+
+    /// Writes a command that begins a run, and shows it.
+    async fn begun(
+        &self,
+        caller: &Caller,
+        id: Option<String>,
+        command: Command,
+    ) -> Result<v1::Run, Status> {
         let written = self.write(caller, id, command).await?;
         let Answer::Run(run) = written.answer else {
             return Err(other_answer());

@@ -219,3 +219,46 @@ async fn a_cancel_may_be_repeated_and_what_ended_otherwise_is_told() {
     };
     assert_eq!(refusal(runs.cancel_run(ghost).await).0, Code::NotFound);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_ended_run_is_retried_once_for_each_request_id() {
+    let members = Member::farm_of(3).await;
+    let (leader, follower) = (&members[0], &members[1]);
+    let run = see(leader, "main", 'a').await;
+    let retry = |token: &str, id: &str, from: &str| {
+        let asked = v1::RetryRunRequest {
+            request_id: id.into(),
+            run: run.to_string(),
+            from_step: from.into(),
+        };
+        let mut runs = follower.runs(token);
+        async move { runs.retry_run(asked).await }
+    };
+    let open = refusal(retry(ADMIN, "open", "").await);
+    assert_eq!(open, (Code::FailedPrecondition, "WRONG_STATE".into()));
+    cancel(leader, run).await;
+    let viewer = leader.token("ada", "viewer", "payments").await;
+    assert_eq!(
+        refusal(retry(&viewer, "seen", "").await).0,
+        Code::PermissionDenied
+    );
+    // Its source was never read, so there is no step to begin with.
+    let step = refusal(retry(ADMIN, "step", "1").await);
+    assert_eq!(step, (Code::InvalidArgument, "INVALID".into()));
+    let first = retry(ADMIN, "one", "").await.unwrap().into_inner();
+    assert_eq!(
+        (first.phase.as_str(), first.commit.as_str()),
+        ("source", "a".repeat(40).as_str())
+    );
+    assert_eq!(first.cause, format!("retry of {run}"));
+    let again = retry(ADMIN, "one", "").await.unwrap().into_inner();
+    assert_eq!(again.id, first.id);
+    let other = retry(ADMIN, "two", "").await.unwrap().into_inner();
+    assert_ne!(other.id, first.id);
+    let ghost = v1::RetryRunRequest {
+        run: "r-9999".into(),
+        ..v1::RetryRunRequest::default()
+    };
+    let ghost = refusal(follower.runs(ADMIN).retry_run(ghost).await);
+    assert_eq!(ghost, (Code::NotFound, "NOT_FOUND".into()));
+}
