@@ -17,6 +17,7 @@ mod fleets;
 mod forward;
 mod health;
 mod images;
+mod join;
 mod logs;
 mod operator;
 mod page;
@@ -38,12 +39,14 @@ use axum::Router;
 use oast_artifacts::ArtifactStore;
 use oast_daemon::secret::Secret;
 use oast_daemon::task::{TaskKind, Tasks};
+use oast_daemon::tls::Identity;
 use oast_proto::v1::changes_server::ChangesServer;
 use oast_proto::v1::fleets_server::FleetsServer;
 use oast_proto::v1::images_server::ImagesServer;
 use oast_proto::v1::operator_server::OperatorServer;
 use oast_proto::v1::resources_server::ResourcesServer;
 use oast_proto::v1::runs_server::RunsServer;
+use oast_proto::v1::worker_tokens_server::WorkerTokensServer;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
@@ -77,6 +80,8 @@ pub struct Parts {
     pub git_dir: std::path::PathBuf,
     /// Where people reach this member, such as `http://127.0.0.1:7443`.
     pub address: String,
+    /// The member's certificates, where it has some.
+    pub identity: Option<Identity>,
 }
 
 impl std::fmt::Debug for Parts {
@@ -182,6 +187,7 @@ fn services(api: &Api) -> Router {
         .add_service(ResourcesServer::new(api.clone()))
         .add_service(OperatorServer::new(api.clone()))
         .add_service(ChangesServer::new(api.clone()))
+        .add_service(WorkerTokensServer::new(api.clone()))
         .into_axum_router()
         // Other routers are merged, and an unknown page is a 404, not a gRPC answer.
         .reset_fallback()

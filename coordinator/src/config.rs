@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use oast_daemon::config::{Problems, TimeSpan, Validate};
 use oast_daemon::serve::Limits;
 use oast_daemon::telemetry::Log;
+use oast_daemon::tls::LEAF_LIFE;
 use oast_model::resource::Retention;
 use oast_model::resource::check::{DAYS_KEPT_MAX, RUNS_KEPT_MAX};
 use oast_model::retention::{DAYS_KEPT, RUNS_KEPT};
@@ -22,10 +23,13 @@ pub struct CoordinatorConfig {
     /// Our id in the group, from 1. Never used again for another data directory.
     pub member: u64,
     /// Every member of the farm's first configuration by id, as `host:port`; the same list on
-    /// each of them, this member included.
+    /// each of them, this member included. With `tls` these are the farm's ports, `tls.listen`.
     pub peers: BTreeMap<String, String>,
-    /// Address of the one port for the API, pages, workers and peers. Loopback only, until TLS.
+    /// Address of the port for people: API, pages, Git, webhooks. Without `tls` it is the port for
+    /// workers and peers too, and must be a loopback address.
     pub listen: SocketAddr,
+    /// Transport security. Default none: everything on one machine.
+    pub tls: Option<Tls>,
     /// Folder of this member alone: log, state, snapshots.
     pub data_dir: PathBuf,
     /// Folder of the artifact store, shared with the workers and the other members.
@@ -58,6 +62,39 @@ pub struct CoordinatorConfig {
     pub limits: Limits,
 }
 
+/// Transport security of a member.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tls {
+    /// Folder with ca.pem, identity.pem and issuer.pem, as `oast operator pki issue member` makes
+    /// them; with people.pem the port for people shows that certificate instead.
+    pub dir: PathBuf,
+    /// Address of the farm's port, for members and workers, who show certificates.
+    pub listen: SocketAddr,
+    /// Whether people's port speaks TLS. Default `tls`; `plain` on loopback only.
+    #[serde(default)]
+    pub people: People,
+    /// Life of the certificates that this member signs, its own and workers'. They are renewed at
+    /// two thirds of it. Default 30d; 5s to 365d.
+    #[serde(default = "leaf_life")]
+    pub life: TimeSpan,
+}
+
+/// How people's port is reached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum People {
+    /// With `https://`.
+    #[default]
+    Tls,
+    /// With `http://`, from this machine only.
+    Plain,
+}
+
+fn leaf_life() -> TimeSpan {
+    TimeSpan::from_secs(LEAF_LIFE.as_secs())
+}
+
 impl Default for CoordinatorConfig {
     fn default() -> Self {
         CoordinatorConfig {
@@ -65,6 +102,7 @@ impl Default for CoordinatorConfig {
             member: 0,
             peers: BTreeMap::new(),
             listen: SocketAddr::from(([127, 0, 0, 1], 7443)),
+            tls: None,
             data_dir: PathBuf::from("/var/lib/oast/coordinator"),
             store_dir: PathBuf::from("/var/lib/oast/store"),
             git_dir: None,
@@ -168,6 +206,18 @@ impl Validate for CoordinatorConfig {
             "tick",
             "must be between 10ms and 1s",
         );
+        if let Some(tls) = &self.tls {
+            problems.require(
+                tls.listen.port() == 0 || tls.listen != self.listen,
+                "tls.listen",
+                "must be another address than listen: workers show certificates, people tokens",
+            );
+            problems.require(
+                (5_000..=365 * 86_400_000).contains(&tls.life.as_millis()),
+                "tls.life",
+                "must be between 5s and 365d",
+            );
+        }
         self.limits.validate(problems);
     }
 }

@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use oast_daemon::clock::{SharedClock, timeout};
 use oast_daemon::retry::{Policy, RandomJitter};
+use oast_daemon::tls::Dialer;
 use oast_model::ids::Seq;
 use oast_model::ledger::{Answer, Command, Ledger, Rejected, Request};
 use oast_model::principal::Principal;
@@ -184,6 +185,7 @@ pub struct Farm {
     peers: Arc<BTreeMap<u64, String>>,
     channels: Arc<Mutex<BTreeMap<u64, Channel>>>,
     token: Arc<str>,
+    dialer: Dialer,
     clock: SharedClock,
     /// Start of the last read that succeeded, in microseconds of monotonic time plus one; 0 for
     /// none yet.
@@ -211,9 +213,17 @@ impl Farm {
             peers: Arc::new(peers),
             channels: Arc::default(),
             token: token.into(),
+            dialer: Dialer::plain(),
             clock,
             fresh: Arc::default(),
         }
+    }
+
+    /// The same, which calls other members in this way.
+    #[must_use]
+    pub fn dialing(mut self, dialer: Dialer) -> Farm {
+        self.dialer = dialer;
+        self
     }
 
     /// The member of the group.
@@ -467,7 +477,7 @@ impl Farm {
         let channel = Endpoint::from_shared(format!("http://{address}"))
             .ok()?
             .connect_timeout(FORWARD_DEADLINE)
-            .connect_lazy();
+            .connect_with_connector_lazy(self.dialer.connector());
         channels.insert(member, channel.clone());
         Some(channel)
     }

@@ -2,13 +2,16 @@
 
 pub mod api;
 pub mod archive;
+pub mod certificates;
 pub mod config;
 pub mod consensus;
 pub mod farm;
 pub mod feed;
+mod gate;
 mod gauges;
 pub mod git;
 pub mod leader;
+pub mod ports;
 mod retention;
 mod run;
 pub mod secrets;

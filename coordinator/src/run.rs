@@ -1,7 +1,7 @@
 //! A member's process: from its configuration to a port that answers.
 //!
 //! ```text
-//! lock the data folder -> open log and state -> links to peers, one port -> leader's part
+//! lock the data folder -> take the ports -> open log and state -> links to peers -> leader's part
 //! ```
 
 use std::path::PathBuf;
@@ -14,9 +14,10 @@ use oast_daemon::health::{self, Health};
 use oast_daemon::lock::{DirLock, LockError};
 use oast_daemon::metrics::{Metrics, Role};
 use oast_daemon::secret::Secret;
-use oast_daemon::serve::{BindError, Port, Serving};
+use oast_daemon::serve::Serving;
 use oast_daemon::task::{Lost, TaskKind, Tasks};
 use oast_model::schedule::Rules;
+use oast_proto::worker::v1::certificates_server::CertificatesServer;
 use oast_proto::worker::v1::workers_server::WorkersServer;
 use tonic::metadata::AsciiMetadataValue;
 use tonic::service::InterceptorLayer;
@@ -24,6 +25,7 @@ use tracing::info;
 
 use crate::api::{self, Parts};
 use crate::archive::{Archive, ArchiveError};
+use crate::certificates;
 use crate::config::CoordinatorConfig;
 use crate::consensus::driver::{self, Setup};
 use crate::consensus::halt::Halt;
@@ -36,6 +38,7 @@ use crate::gauges;
 use crate::git;
 use crate::leader::sessions::WorkerService;
 use crate::leader::{self, Leader};
+use crate::ports::{self, Ports, PortsError};
 use crate::retention::Keeper;
 use crate::secrets::{SecretError, Secrets};
 
@@ -48,9 +51,9 @@ pub enum RunError {
     /// Somebody else has the data folder.
     #[error(transparent)]
     Lock(LockError),
-    /// The port cannot be had.
+    /// The ports cannot be had.
     #[error(transparent)]
-    Bind(BindError),
+    Ports(PortsError),
     /// The members' secret cannot be read.
     #[error("read the members' secret from {}", path.display())]
     PeerToken {
@@ -112,7 +115,7 @@ pub async fn run(
     );
     let _lock =
         DirLock::acquire(&config.data_dir, "coordinator", &*clock).map_err(RunError::Lock)?;
-    let port = Port::bind(config.listen).map_err(RunError::Bind)?;
+    let ports = Ports::take(&config, &clock, &metrics).map_err(RunError::Ports)?;
     let peer_token = read_peer_token(&config)?;
     let authorization = bearer(&config, &peer_token)?;
     let setup = setup(&config, &clock);
@@ -132,6 +135,7 @@ pub async fn run(
         &addresses,
         LinkOptions {
             authorization: Some(authorization),
+            dialer: ports.dialer(),
             ..LinkOptions::default()
         },
         &tasks,
@@ -145,7 +149,8 @@ pub async fn run(
         config.peers_by_id(),
         peer_token.expose(),
         clock.clone(),
-    );
+    )
+    .dialing(ports.dialer());
     let secrets = Secrets::open(&config.secrets_dir()).map_err(RunError::Secrets)?;
     let options = leader::Options {
         lease_ttl: config.lease_ttl.duration(),
@@ -188,7 +193,8 @@ pub async fn run(
         tasks: tasks.clone(),
         peer_token,
         git_dir: config.git_dir(),
-        address: format!("http://{}", port.address()),
+        address: ports.address(),
+        identity: ports.identity().cloned(),
     });
     let poller = git::poll::run(farm.clone(), secrets, config.git_dir(), shutdown.clone());
     tasks.spawn("git-poller", TaskKind::SERVICE, poller);
@@ -205,18 +211,29 @@ pub async fn run(
         .reset_fallback();
     let health = Health::default();
     let part = health.part("group");
-    let router = api
-        .merge(hosted)
-        .merge(workers)
-        .merge(peer_routes(&config, handle.clone())?)
-        .merge(health::routes(metrics.clone(), health));
+    let health = health::routes(metrics.clone(), health);
+    let mut own = workers.merge(peer_routes(&config, handle.clone())?);
+    if let (Some(identity), Some(tls)) = (ports.identity(), &config.tls) {
+        let life = tls.life.duration();
+        let service = certificates::Service::new(farm.clone(), identity.clone(), life);
+        let service = tonic::service::Routes::new(CertificatesServer::new(service));
+        own = own.merge(service.into_axum_router().reset_fallback());
+    }
+    let answered = ports::Farm {
+        own,
+        passed_on: api.clone().merge(health.clone()),
+    };
+    ports.keep(&config, &tasks);
     let serving = Serving {
         limits: config.limits,
         clock,
         tasks: tasks.clone(),
         metrics,
     };
-    port.serve(router, &serving).map_err(RunError::Start)?;
+    let people = api.merge(hosted).merge(health);
+    ports
+        .serve(people, answered, &serving)
+        .map_err(RunError::Start)?;
     info!(member = config.member, farm = %config.farm, address = %config.listen, "Member runs.");
 
     tasks.spawn("readiness", TaskKind::BACKGROUND, async move {

@@ -14,6 +14,7 @@ mod command;
 mod history;
 mod image;
 mod index;
+mod join;
 mod lease;
 mod reference;
 mod request;
@@ -36,6 +37,9 @@ pub use command::{
 pub use history::{Finished, PRUNE_MAX, Pruned, ROLLOUT, RUN};
 pub use image::{ImageRecord, ImageVersion};
 pub use index::{At, Group, GroupKey, Index, Lane, Place, Turn, Usage};
+pub use join::{
+    JOIN_CHAIN_MAX, JOIN_MEMORY, JOIN_TOKENS_MAX, JOIN_TTL_MAX, JoinToken, JoinWorker, Joined,
+};
 pub use lease::Lease;
 pub use reference::{CronState, RefState};
 pub use request::{REQUEST_MEMORY, REQUESTS_MAX, Remembered, RequestKey};
@@ -119,6 +123,8 @@ pub struct Ledger {
     pub(crate) requests: Table<RequestKey, Remembered>,
     /// What is kept in the history, by team.
     pub(crate) finished: Table<TeamName, Finished>,
+    /// Tokens with which workers join, by hash.
+    pub(crate) joins: Table<String, JoinToken>,
     /// Remembered requests by age. Derived from `requests`.
     ages: request::Ages,
     /// What is derived from runs, tasks and leases.
@@ -251,6 +257,10 @@ macro_rules! each_table {
             let $table = $ledger.finished;
             $body
         }
+        {
+            let $table = $ledger.joins;
+            $body
+        }
     }};
 }
 
@@ -274,6 +284,7 @@ struct Tables<'a> {
     rollouts: &'a mut Table<RolloutId, Rollout>,
     requests: &'a mut Table<RequestKey, Remembered>,
     finished: &'a mut Table<TeamName, Finished>,
+    joins: &'a mut Table<String, JoinToken>,
 }
 
 impl Default for Ledger {
@@ -306,6 +317,7 @@ impl Ledger {
             rollouts: Table::new(15),
             requests: Table::new(16),
             finished: Table::new(FINISHED),
+            joins: Table::new(17),
             ages: request::Ages::default(),
             index: Index::default(),
             digest: StateDigest::default(),
@@ -491,6 +503,19 @@ impl Ledger {
             Command::AbortRollout { rollout, reason } => {
                 rollout::abort(self, cx, who, rollout, reason, effects)
             }
+            Command::CreateJoinToken {
+                hash,
+                worker,
+                ttl_ms,
+            } => {
+                let ttl = std::time::Duration::from_millis(ttl_ms);
+                join::create(self, cx, who, hash, worker, ttl)
+            }
+            Command::RevokeJoinToken { id } => join::revoke(self, who, &id),
+            Command::JoinWorker(asked) => {
+                self.lead(who)?;
+                join::join(self, cx, asked)
+            }
         }
     }
 
@@ -574,6 +599,7 @@ impl Ledger {
             .chain(self.rollouts.records())
             .chain(self.requests.records())
             .chain(self.finished.records())
+            .chain(self.joins.records())
     }
 
     fn tables(&mut self) -> Tables<'_> {
@@ -596,6 +622,7 @@ impl Ledger {
             rollouts: &mut self.rollouts,
             requests: &mut self.requests,
             finished: &mut self.finished,
+            joins: &mut self.joins,
         }
     }
 }
@@ -622,6 +649,16 @@ impl Ledger {
     /// Access tokens with their hashes.
     pub fn tokens(&self) -> &Table<String, AccessToken> {
         &self.tokens
+    }
+
+    /// The join token with this hash.
+    pub fn join_token(&self, hash: &str) -> Option<&JoinToken> {
+        self.joins.get(hash)
+    }
+
+    /// Join tokens by hash.
+    pub fn join_tokens(&self) -> &Table<String, JoinToken> {
+        &self.joins
     }
 
     /// Teams.

@@ -26,7 +26,7 @@ const RETRY: Duration = Duration::from_secs(1);
 const RETRY_FULL: Duration = Duration::from_secs(60);
 
 /// Every reason there is, with its code.
-pub const REASONS: [(&str, Code); 25] = [
+pub const REASONS: [(&str, Code); 31] = [
     ("ANOTHER_EPOCH", Code::OutOfRange),
     ("BOOTSTRAP", Code::PermissionDenied),
     ("BRANCH_NOT_SEEN", Code::FailedPrecondition),
@@ -38,19 +38,25 @@ pub const REASONS: [(&str, Code); 25] = [
     ("FUTURE", Code::OutOfRange),
     ("INTERNAL", Code::Internal),
     ("INVALID", Code::InvalidArgument),
+    ("ISSUER_OVER", Code::FailedPrecondition),
     ("MOVED", Code::Aborted),
     ("NOT_ALIGNED", Code::FailedPrecondition),
     ("NOT_FOUND", Code::NotFound),
+    ("NO_CERTIFICATE", Code::Unauthenticated),
+    ("NO_ISSUER", Code::FailedPrecondition),
     ("NO_LEADER", Code::Unavailable),
     ("NO_SPACE", Code::ResourceExhausted),
+    ("NO_TLS", Code::FailedPrecondition),
     ("OUTCOME_UNKNOWN", Code::Unknown),
     ("OVERLOADED", Code::ResourceExhausted),
     ("REQUEST_ID_REUSED", Code::FailedPrecondition),
     ("STALE", Code::Unavailable),
     ("STALE_TOKEN", Code::FailedPrecondition),
     ("STOPPING", Code::Unavailable),
+    ("TOKEN_USED", Code::FailedPrecondition),
     ("TOO_LARGE", Code::InvalidArgument),
     ("UNAUTHENTICATED", Code::Unauthenticated),
+    ("WRONG_ROLE", Code::PermissionDenied),
     ("WRONG_STATE", Code::FailedPrecondition),
 ];
 

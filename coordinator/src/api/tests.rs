@@ -190,6 +190,7 @@ impl Member {
             tasks: tasks.clone(),
             peer_token: Secret::new(BOOTSTRAP.to_owned()),
             git_dir: folder.path().join("git"),
+            identity: None,
             address: format!("http://{address}"),
         });
         let peer = tonic::service::Routes::new(PeerServer::service(handle.clone()));

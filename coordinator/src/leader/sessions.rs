@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use oast_daemon::clock::timeout;
 use oast_daemon::task::TaskKind;
+use oast_daemon::tls::{Name, Role};
 use oast_model::codec;
 use oast_model::fleet::Observation;
 use oast_model::ids::{Seq, Token};
@@ -52,8 +53,15 @@ impl WorkerService {
         WorkerService { leader }
     }
 
-    fn authenticate(&self, metadata: &tonic::metadata::MetadataMap) -> Result<(), Status> {
-        let token = metadata
+    /// Who asks: the worker of the certificate that the connection showed, or, without TLS,
+    /// whoever has the workers' token.
+    fn authenticate<T>(&self, request: &tonic::Request<T>) -> Result<Option<Name>, Status> {
+        let shown = request.extensions().get::<Name>();
+        if let Some(worker) = shown.filter(|shown| shown.role() == Role::Worker) {
+            return Ok(Some(worker.clone()));
+        }
+        let token = request
+            .metadata()
             .get("authorization")
             .and_then(|value| value.to_str().ok())
             .and_then(|value| value.strip_prefix("Bearer "))
@@ -61,7 +69,7 @@ impl WorkerService {
         let hash = blake3::hash(token.as_bytes()).to_hex().to_string();
         let view = self.leader.farm.view();
         match view.token(&hash) {
-            Some(known) if known.principal.kind == PrincipalKind::Worker => Ok(()),
+            Some(known) if known.principal.kind == PrincipalKind::Worker => Ok(None),
             Some(_) => Err(Status::permission_denied("this token is no worker's")),
             // No token is known before the first command, so this one is not wrong yet.
             None if view.farm().name.is_empty() => {
@@ -80,14 +88,14 @@ impl Workers for WorkerService {
         &self,
         request: tonic::Request<Streaming<wire::FromWorker>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
-        self.authenticate(request.metadata())?;
+        let shown = self.authenticate(&request)?;
         let (to, outbox) = mpsc::channel(OUTBOX);
         let leader = Arc::clone(&self.leader);
         let incoming = request.into_inner();
         self.leader
             .tasks
             .spawn("worker-session", TaskKind::BACKGROUND, async move {
-                if let Err(status) = leader.serve_session(incoming, &to).await {
+                if let Err(status) = leader.serve_session(shown, incoming, &to).await {
                     // The worker is gone or will read it; either way nothing is left to do.
                     let _ = to.send(Err(status)).await;
                 }
@@ -99,7 +107,7 @@ impl Workers for WorkerService {
         &self,
         request: tonic::Request<wire::FindLayersRequest>,
     ) -> Result<Response<wire::FindLayersResponse>, Status> {
-        self.authenticate(request.metadata())?;
+        self.authenticate(&request)?;
         let keys = request.into_inner().keys;
         if keys.len() > KEYS_MAX {
             return Err(Status::invalid_argument(format!(
@@ -124,6 +132,7 @@ impl Workers for WorkerService {
 impl Leader {
     async fn serve_session(
         self: &Arc<Self>,
+        shown: Option<Name>,
         mut incoming: Streaming<wire::FromWorker>,
         to: &Outbox,
     ) -> Result<(), Status> {
@@ -141,6 +150,15 @@ impl Leader {
         };
         let worker = WorkerName::new(hello.name.clone())
             .map_err(|err| Status::invalid_argument(err.to_string()))?;
+        if let Some(shown) = shown
+            && shown.name() != worker.as_str()
+        {
+            let message = format!(
+                "this connection shows the certificate of {}, and the worker calls itself `{worker}`: each has a certificate of its own",
+                shown.short()
+            );
+            return Err(Status::permission_denied(message));
+        }
         let incarnation = hello.incarnation;
         // In the log before anything is granted to it: its predecessor's leases end here.
         let command = Command::BeginIncarnation {

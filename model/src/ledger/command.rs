@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::join::JoinWorker;
 use super::{Pruned, RetryRun};
 use crate::fleet::{GateReading, VersionRef};
 use crate::ids::{RolloutId, RunId, Seq, TaskId, Token};
@@ -179,6 +180,23 @@ pub enum Command {
         /// In the order of their numbers.
         records: Vec<Pruned>,
     },
+    /// A token with which a worker may join.
+    CreateJoinToken {
+        /// Hash of the token; the token itself is never in the log.
+        hash: String,
+        /// The one worker that may use it; absent for any.
+        #[serde(default)]
+        worker: Option<WorkerName>,
+        /// How long it can be used, from the command's time, in milliseconds.
+        ttl_ms: u64,
+    },
+    /// Ends a join token that nobody used.
+    RevokeJoinToken {
+        /// What lists call it by.
+        id: String,
+    },
+    /// A worker joins with a token. Proposed by the member that it asked.
+    JoinWorker(JoinWorker),
 }
 
 /// Starts a run.
@@ -243,6 +261,9 @@ impl Command {
             Command::FireCron { .. } => 19,
             Command::RetryRun(_) => 20,
             Command::PruneHistory { .. } => 21,
+            Command::CreateJoinToken { .. } => 22,
+            Command::RevokeJoinToken { .. } => 23,
+            Command::JoinWorker(_) => 24,
         }
     }
 
@@ -257,7 +278,7 @@ impl Command {
     }
 
     /// The highest kind that this binary knows.
-    pub const LAST_KIND: u32 = 21;
+    pub const LAST_KIND: u32 = 24;
 }
 
 /// What the ledger answers.

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use oast_daemon::clock::SharedClock;
 use oast_daemon::task::{TaskKind, Tasks};
+use oast_daemon::tls::{self, Dialer};
 use oast_proto::peer::v1 as wire;
 use oast_proto::peer::v1::peer_client::PeerClient;
 use protobuf::Message as _;
@@ -35,6 +36,8 @@ use crate::store::snapshot::SnapshotOffer;
 pub struct LinkOptions {
     /// Sent as `authorization` with every call; to be marked as sensitive.
     pub authorization: Option<AsciiMetadataValue>,
+    /// How connections are made: in the clear, or with the member's certificate.
+    pub dialer: Dialer,
     /// Longest wait for a connection.
     pub connect_timeout: Duration,
     /// First pause after a lost connection...
@@ -53,6 +56,7 @@ impl Default for LinkOptions {
     fn default() -> Self {
         LinkOptions {
             authorization: None,
+            dialer: Dialer::plain(),
             connect_timeout: Duration::from_secs(1),
             backoff: Duration::from_millis(20),
             backoff_max: Duration::from_millis(500),
@@ -198,7 +202,7 @@ impl Links {
                 .http2_keep_alive_interval(options.keep_alive)
                 .keep_alive_timeout(options.keep_alive)
                 .keep_alive_while_idle(true)
-                .connect_lazy();
+                .connect_with_connector_lazy(options.dialer.connector());
             let channel = InterceptedService::new(channel, Badge(options.authorization.clone()));
             let queue = Arc::new(Queue {
                 waiting: Mutex::default(),
@@ -407,6 +411,7 @@ impl Link {
         let member = self.member;
         let mut backoff = self.options.backoff;
         let mut connected = true;
+        let mut distrusted = None;
         loop {
             // A first batch is needed to know that there is something to say.
             let first = self.queue.next().await;
@@ -416,14 +421,33 @@ impl Link {
             if self.clock.monotonic().saturating_sub(began) > self.options.backoff_max {
                 backoff = self.options.backoff;
                 connected = true;
+                distrusted = None;
             }
             // Once per outage, not once per attempt.
             if connected {
                 tracing::info!(member, %status, "The connection to a peer is lost.");
                 connected = false;
             }
+            self.distrust(&status, &mut distrusted);
             self.clock.sleep(backoff).await;
             backoff = (backoff * 2).min(self.options.backoff_max);
+        }
+    }
+
+    /// Says once why two members do not believe each other: it lasts until somebody acts.
+    fn distrust(&self, status: &Status, said: &mut Option<&'static str>) {
+        let refused = tls::reason(status).cloned();
+        let Some(refused) = refused.or_else(|| self.options.dialer.refusal()) else {
+            return;
+        };
+        let kind = refused.problem.label();
+        if refused.problem.is_distrust() && *said != Some(kind) {
+            *said = Some(kind);
+            tracing::error!(
+                address = refused.address,
+                "No connection to a member: {}.",
+                refused.problem
+            );
         }
     }
 
