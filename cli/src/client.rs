@@ -15,6 +15,7 @@ use std::time::Duration;
 use oast_daemon::clock::{SharedClock, SystemClock};
 use oast_daemon::retry::{Policy, RandomJitter, SharedJitter};
 use oast_daemon::secret::Secret;
+use oast_daemon::tls::{self, DialError};
 use oast_proto::fault::{self, Advice};
 use oast_proto::v1::changes_client::ChangesClient;
 use oast_proto::v1::fleets_client::FleetsClient;
@@ -22,20 +23,18 @@ use oast_proto::v1::images_client::ImagesClient;
 use oast_proto::v1::operator_client::OperatorClient;
 use oast_proto::v1::resources_client::ResourcesClient;
 use oast_proto::v1::runs_client::RunsClient;
+use oast_proto::v1::worker_tokens_client::WorkerTokensClient;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
+use crate::reach::Reach;
+
 /// How long one try of a call may take unless it streams.
 pub const CALL_DEADLINE: Duration = Duration::from_secs(10);
-/// How long a member may take to accept a connection.
-const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
-/// How often a connection with open streams is checked, and how long it may take to answer: a
-/// member that stands still must not hold a watch.
-const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// How a call is tried again.
 const RETRY: Policy = Policy {
     first: Duration::from_millis(100),
@@ -119,6 +118,7 @@ services! {
     resources: ResourcesClient;
     operator: OperatorClient;
     changes: ChangesClient;
+    worker_tokens: WorkerTokensClient;
 }
 
 /// The farm, through whichever member answers.
@@ -138,18 +138,36 @@ pub enum ClientError {
     #[error("no address of a member is known: use a context, --addr or OAST_ADDR")]
     NoAddress,
     /// Not an address.
-    #[error("`{0}` is no address of a member: write host:port")]
+    #[error("`{0}` is no address of a member: write host:port or https://host:port")]
     Address(String),
+    /// Others could read the token.
+    #[error("refusing to speak to {0} in the clear: a token would travel with it; write https://")]
+    Clear(String),
+    /// The authority that is kept for the farm.
+    #[error("the authority of the farm {0}")]
+    Authority(&'static str),
+    /// Nobody to trust.
+    #[error(transparent)]
+    Trust(DialError),
     /// Not a token.
     #[error("the token holds characters that no token has")]
     Token,
 }
 
 impl Client {
-    /// A client that connects when it is first used.
+    /// A client on this machine, which connects when it is first used.
     pub fn new(
         addresses: &[String],
         token: Option<&Secret<String>>,
+    ) -> Result<Client, ClientError> {
+        Client::reaching(addresses, token, &Reach::default())
+    }
+
+    /// A client that connects when it is first used, trusting whom `reach` says.
+    pub fn reaching(
+        addresses: &[String],
+        token: Option<&Secret<String>>,
+        reach: &Reach,
     ) -> Result<Client, ClientError> {
         if addresses.is_empty() {
             return Err(ClientError::NoAddress);
@@ -173,15 +191,9 @@ impl Client {
             .iter()
             .enumerate()
             .map(|(place, address)| {
-                let endpoint = Endpoint::from_shared(format!("http://{address}"))
-                    .map_err(|_| ClientError::Address(address.clone()))?;
                 Ok(Member {
                     place,
-                    channel: endpoint
-                        .connect_timeout(CONNECT_DEADLINE)
-                        .http2_keep_alive_interval(KEEP_ALIVE)
-                        .keep_alive_timeout(KEEP_ALIVE)
-                        .connect_lazy(),
+                    channel: reach.channel(address)?,
                     bearer: bearer.clone(),
                 })
             })
@@ -352,6 +364,9 @@ impl Failures {
 pub fn cause(status: &Status) -> String {
     if fault::reason(status).is_some() {
         return status.message().to_owned();
+    }
+    if let Some(refused) = tls::reason(status) {
+        return refused.problem.to_string();
     }
     let mut deepest = None;
     let mut source = status.source();

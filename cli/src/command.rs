@@ -15,6 +15,7 @@ pub mod image;
 pub mod logs;
 pub mod noun;
 pub mod operator;
+pub mod pki;
 pub mod resource;
 pub mod retry;
 pub mod rollout;
@@ -24,6 +25,7 @@ mod story;
 pub mod watch;
 pub mod whoami;
 pub mod worker;
+pub mod worker_token;
 
 /// Runs a command's work. One thread is enough for a client.
 fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {

@@ -14,10 +14,12 @@ use clap::Args;
 use oast_daemon::config::process_env;
 use oast_daemon::random;
 use oast_daemon::secret::Secret;
+use oast_daemon::tls::{Bundle, certificates};
 use oast_model::units::TimeSpan;
 use serde::{Deserialize, Serialize};
 
 use crate::client::{Client, Stale};
+use crate::reach::Reach;
 
 /// Flags of every command that talks to a farm.
 #[derive(Args, Clone, Debug, Default)]
@@ -28,6 +30,9 @@ pub struct Connect {
     /// Members, host:port, separated by commas [env: OAST_ADDR].
     #[arg(long, global = true, value_name = "ADDRS", value_delimiter = ',')]
     addr: Vec<String>,
+    /// File with the authority of the farm's certificates (PEM) [env: OAST_CA].
+    #[arg(long, global = true, value_name = "FILE")]
+    ca: Option<PathBuf>,
     /// Team to act for [env: OAST_TEAM].
     #[arg(long, global = true, value_name = "TEAM")]
     team: Option<String>,
@@ -63,6 +68,8 @@ struct Entry {
     addresses: Vec<String>,
     token: Option<String>,
     team: Option<String>,
+    /// The farm's authorities as PEM text.
+    ca: Option<String>,
 }
 
 impl Connect {
@@ -70,7 +77,20 @@ impl Connect {
     pub fn client(&self) -> anyhow::Result<Client> {
         let entry = self.entry()?;
         let token = process_env("OAST_TOKEN").or(entry.token).map(Secret::new);
-        Ok(Client::new(&entry.addresses, token.as_ref())?.accepting(self.stale))
+        let said = self
+            .ca
+            .clone()
+            .or_else(|| process_env("OAST_CA").map(PathBuf::from));
+        let ca = match said {
+            Some(file) => Some(authority(&file)?),
+            None => entry.ca,
+        };
+        let reach = match ca {
+            Some(pem) => Reach::trusting(&pem)?,
+            None => Reach::default(),
+        };
+        let client = Client::reaching(&entry.addresses, token.as_ref(), &reach)?;
+        Ok(client.accepting(self.stale))
     }
 
     /// The team that the flag or the environment names, without the context's own.
@@ -129,6 +149,7 @@ pub fn remember(
     addresses: &[String],
     token: &Secret<String>,
     team: Option<&str>,
+    ca: Option<String>,
 ) -> anyhow::Result<()> {
     let path = path()?;
     let mut file = read(&path)?;
@@ -136,10 +157,23 @@ pub fn remember(
         addresses: addresses.to_vec(),
         token: Some(token.expose().clone()),
         team: team.map(str::to_owned),
+        ca,
     };
     file.contexts.insert(name.to_owned(), entry);
     file.current = Some(name.to_owned());
     write(&path, &file)
+}
+
+/// Reads a file of authorities, without anything else that may be in it.
+pub fn authority(file: &Path) -> anyhow::Result<String> {
+    let bundle = Bundle::read(file)?;
+    if bundle.chain.is_empty() {
+        bail!(
+            "{} holds no certificate: ca.pem of a member is what is needed",
+            file.display()
+        );
+    }
+    Ok(certificates(&bundle.chain))
 }
 
 /// A farm as it is kept, without its token.
@@ -155,6 +189,8 @@ pub struct Known {
     pub team: Option<String>,
     /// Whether a token is kept with it.
     pub has_token: bool,
+    /// Whether its authority is kept with it.
+    pub has_ca: bool,
 }
 
 /// Every farm that is kept, by name.
@@ -167,6 +203,7 @@ pub fn known() -> anyhow::Result<Vec<Known>> {
         addresses: entry.addresses,
         team: entry.team,
         has_token: entry.token.is_some(),
+        has_ca: entry.ca.is_some(),
     });
     Ok(all.collect())
 }

@@ -103,6 +103,10 @@ fn show(err: &anyhow::Error) -> Option<Shown> {
                 "`oast quickstart` starts a farm and remembers it; `oast context list` shows the known ones"
             }
             ClientError::Address(_) => "such as --addr 127.0.0.1:7443",
+            ClientError::Clear(_) => "such as --addr https://m1.example:7443 --ca ca.pem",
+            ClientError::Authority(_) | ClientError::Trust(_) => {
+                "`oast context set NAME --addr ADDRESS --ca FILE` keeps it; FILE is the ca.pem of a member"
+            }
             ClientError::Token => {
                 "OAST_TOKEN or the context's token was copied with something else"
             }

@@ -11,6 +11,7 @@ mod fail;
 mod init;
 mod output;
 mod quickstart;
+mod reach;
 mod schema;
 mod shape;
 mod validate;
@@ -159,7 +160,7 @@ fn run(cli: Cli) -> anyhow::Result<Exit> {
             daemons::coordinator(args.config.as_deref()).map(|()| Exit::Ok)
         }
         Command::Worker(args) => match &args.command {
-            None => daemons::worker(args.config.as_deref()).map(|()| Exit::Ok),
+            None => daemons::worker(&args.daemon).map(|()| Exit::Ok),
             Some(command) => command::worker::run(command),
         },
         Command::LocalCloud(args) => {
@@ -234,7 +235,16 @@ mod tests {
             "oast show fleet web",
             "oast worker list -o json",
             "oast worker --config w.toml",
+            "oast worker --config w.toml --name w1 --join t --coordinator 10.0.0.1:7444,10.0.0.2:7444 --ca-hash sha256:00",
             "oast operator raft list-peers",
+            "oast operator pki init --dir pki --name acme",
+            "oast operator pki issue member m1 --host m1.example --host 10.0.0.1 --life 30d",
+            "oast operator pki show pki/ca.pem -o json",
+            "oast operator worker-token create --name w1 --ttl 1h",
+            "oast operator worker-token list",
+            "oast operator worker-token revoke 0123456789ab --yes",
+            "oast context set acme --addr https://m1.example:7443 --ca pki/ca.pem",
+            "oast run list --ca pki/ca.pem --addr https://m1.example:7443",
             "oast operator token create ci --role operator --for-team demo",
             "oast context use quickstart",
             "oast doctor -o json",

@@ -168,6 +168,7 @@ async fn quickstart(args: &QuickstartArgs, exe: PathBuf, tasks: &Tasks) -> anyho
             client.addresses(),
             &ground.token("you")?,
             Some("demo"),
+            None,
         )?;
         let report = tell(&stage, started).await?;
         report.print();

@@ -117,7 +117,8 @@ pub enum BindError {
     /// Others could reach it, and there is no TLS to protect the tokens they would send.
     #[error(
         "refusing to listen on {address}: without TLS only loopback addresses are allowed; \
-         write 127.0.0.1:{port} or [::1]:{port}",
+         write 127.0.0.1:{port} or [::1]:{port}, or give it TLS: `oast operator pki init` and a \
+         [tls] table in the configuration",
         port = address.port()
     )]
     Exposed {

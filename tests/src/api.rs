@@ -10,6 +10,7 @@ use oast_proto::v1::operator_client::OperatorClient;
 use oast_proto::v1::resources_client::ResourcesClient;
 use oast_proto::v1::runs_client::RunsClient;
 use oast_proto::v1::upload_tree_request::Message;
+use oast_proto::v1::worker_tokens_client::WorkerTokensClient;
 use oast_proto::v1::{UploadFile, UploadTreeRequest};
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
@@ -66,6 +67,7 @@ services! {
     resources: ResourcesClient;
     operator: OperatorClient;
     changes: ChangesClient;
+    worker_tokens: WorkerTokensClient;
 }
 
 impl Api {

@@ -16,7 +16,8 @@ use oast_daemon::isolate::{ChildSpec, Farm as Init, FarmEvent, FarmEvents, FarmS
 use oast_daemon::random;
 use oast_model::digest::Digest;
 use oast_proto::v1::{
-    ApplyResourceRequest, InitFarmRequest, ListPeersRequest, ListWorkersRequest, WhoAmIRequest,
+    ApplyResourceRequest, CreateWorkerTokenRequest, InitFarmRequest, ListPeersRequest,
+    ListWorkersRequest, WhoAmIRequest,
 };
 use tempfile::TempDir;
 
@@ -32,6 +33,8 @@ const DUMP_LINES: usize = 40;
 /// Place of the fleet's port in the block; the members are 0 to 2.
 const FLEET_PORT: u16 = 10;
 const CLOUD_PORT: u16 = 9;
+/// First of the members' ports for the farm, when it has TLS.
+const FARM_PORT: u16 = 3;
 /// SIGKILL.
 pub const KILL: i32 = 9;
 
@@ -44,6 +47,7 @@ pub struct Plan {
     cloud: bool,
     worker_extra: String,
     cache: Option<PathBuf>,
+    tls: Option<String>,
 }
 
 impl Plan {
@@ -57,7 +61,16 @@ impl Plan {
             cloud: false,
             worker_extra: String::new(),
             cache: None,
+            tls: None,
         }
+    }
+
+    /// Certificates that live this long (`30d`, `8s`), between members and workers; the workers
+    /// join with one-time tokens. People's ports stay plain.
+    #[must_use]
+    pub fn tls(mut self, life: &str) -> Plan {
+        self.tls = Some(life.to_owned());
+        self
     }
 
     /// That many members.
@@ -144,8 +157,12 @@ impl Plan {
             folder,
         };
         farm.write_configs()?;
+        farm.make_certificates()?;
         for name in farm.names() {
-            farm.begin(&name).await?;
+            // Workers of a farm with TLS need a token first, which a named farm makes.
+            if farm.plan.tls.is_none() || !name.starts_with("worker") {
+                farm.begin(&name).await?;
+            }
         }
         Ok(farm)
     }
@@ -226,6 +243,20 @@ impl Farm {
     pub fn members(&self) -> Vec<String> {
         (0..self.plan.members)
             .map(|offset| self.ports.at(offset).to_string())
+            .collect()
+    }
+
+    /// Where members answer members and workers, first member first; as [`Farm::members`] without
+    /// TLS.
+    #[must_use]
+    pub fn farm_ports(&self) -> Vec<String> {
+        let first = if self.plan.tls.is_some() {
+            FARM_PORT
+        } else {
+            0
+        };
+        (0..self.plan.members)
+            .map(|offset| self.ports.at(first + offset).to_string())
             .collect()
     }
 
@@ -463,6 +494,13 @@ impl Farm {
             Ok(())
         })?;
         self.everybody_answers().await?;
+        if self.plan.tls.is_some() {
+            for number in 1..=self.plan.workers.len() {
+                let name = format!("worker-{number}");
+                self.make_join_token(&name).await?;
+                self.begin(&name).await?;
+            }
+        }
         let wanted = self.plan.workers.len();
         until("every worker is connected", START, async || {
             let list = self
@@ -505,6 +543,53 @@ impl Farm {
         Ok(())
     }
 
+    /// The farm's authority and its members' files, by the commands that an operator types.
+    fn make_certificates(&self) -> Result<()> {
+        let Some(life) = &self.plan.tls else {
+            return Ok(());
+        };
+        let cli = Cli::new(&self.plan.oast, &self.folder().join("home"));
+        let pki = self.path("pki");
+        cli.good(&["operator", "pki", "init", "--name", "test", "--dir", &pki])?;
+        for id in 1..=self.plan.members {
+            let name = format!("m{id}");
+            let out = self.path(&format!("tls/member-{id}"));
+            cli.good(&[
+                "operator",
+                "pki",
+                "issue",
+                "member",
+                &name,
+                "--host",
+                "127.0.0.1",
+                "--dir",
+                &pki,
+                "--out",
+                &out,
+                "--life",
+                life,
+            ])?;
+        }
+        Ok(())
+    }
+
+    /// Makes a token for one worker; the next start of it joins with it.
+    ///
+    /// # Errors
+    /// The farm made none.
+    pub async fn make_join_token(&self, worker: &str) -> Result<()> {
+        let request = CreateWorkerTokenRequest {
+            worker: worker.to_owned(),
+            ttl_ms: 0,
+        };
+        let api = self.api(1)?;
+        let made = api.worker_tokens().create_worker_token(call(request)).await;
+        let made = made.context("make a join token")?.into_inner();
+        fs::write(self.folder().join("tokens/ca-hash"), &made.ca_hash)?;
+        let path = self.folder().join("tokens").join(format!("join-{worker}"));
+        fs::write(path, &made.token).context("keep a join token")
+    }
+
     fn child(&self, name: &str) -> ChildSpec {
         let verb = match name.split('-').next() {
             Some("member") => "coordinator",
@@ -517,14 +602,23 @@ impl Farm {
             .filter_map(|key| Some((key.to_owned(), std::env::var(key).ok()?)))
             .chain([("HOME".to_owned(), self.path("home"))])
             .collect();
+        let mut argv = vec![
+            self.plan.oast.display().to_string(),
+            verb.to_owned(),
+            "--config".to_owned(),
+            self.path(&format!("config/{name}.toml")),
+        ];
+        let token = self.path(&format!("tokens/join-{name}"));
+        if let (true, Ok(pin)) = (
+            Path::new(&token).exists(),
+            fs::read_to_string(self.folder().join("tokens/ca-hash")),
+        ) {
+            argv.extend(["--join".to_owned(), format!("@{token}")]);
+            argv.extend(["--ca-hash".to_owned(), pin]);
+        }
         ChildSpec {
             name: name.to_owned(),
-            argv: vec![
-                self.plan.oast.display().to_string(),
-                verb.to_owned(),
-                "--config".to_owned(),
-                self.path(&format!("config/{name}.toml")),
-            ],
+            argv,
             env,
             log: self.log_path(name),
         }
@@ -568,12 +662,21 @@ impl Farm {
     fn member_config(&self, id: u16) -> String {
         let peers = (1..=self.plan.members).fold(String::new(), |mut text, peer| {
             // Writing to a String does not fail.
-            let _ = writeln!(text, "{peer} = \"{}\"", self.ports.at(peer - 1));
+            let address = &self.farm_ports()[usize::from(peer - 1)];
+            let _ = writeln!(text, "{peer} = \"{address}\"");
             text
         });
+        let tls = match &self.plan.tls {
+            None => String::new(),
+            Some(life) => format!(
+                "\n[tls]\ndir = \"{}\"\nlisten = \"{}\"\npeople = \"plain\"\nlife = \"{life}\"\n",
+                self.path(&format!("tls/member-{id}")),
+                self.ports.at(FARM_PORT + id - 1),
+            ),
+        };
         format!(
             "farm = \"test\"\nmember = {id}\nlisten = \"{}\"\ndata_dir = \"{}\"\nstore_dir = \"{}\"\n\
-             peer_token_file = \"{}\"\nlease_ttl = \"3s\"\nheartbeat = \"500ms\"\n\n[peers]\n{peers}",
+             peer_token_file = \"{}\"\nlease_ttl = \"3s\"\nheartbeat = \"500ms\"\n\n[peers]\n{peers}{tls}",
             self.ports.at(id - 1),
             self.path(&format!("member-{id}")),
             self.path("store"),
@@ -582,7 +685,7 @@ impl Farm {
     }
 
     fn worker_config(&self, name: &str, capabilities: &[&str]) -> String {
-        let members = self.members();
+        let members = self.farm_ports();
         let mut text = format!(
             "name = \"{name}\"\ndata_dir = \"{}\"\nstore_dir = \"{}\"\ncoordinators = {members:?}\n\
              token_file = \"{}\"\ncapabilities = {capabilities:?}\n",
@@ -590,6 +693,13 @@ impl Farm {
             self.path("store"),
             self.path("tokens/worker"),
         );
+        if self.plan.tls.is_some() {
+            let _ = write!(
+                text,
+                "[tls]\ndir = \"{}\"\n",
+                self.path(&format!("tls/{name}"))
+            );
+        }
         if self.plan.cloud {
             let _ = write!(
                 text,

@@ -18,7 +18,7 @@ pub const CAPABILITIES: [&str; 5] = ["source", "bake", "test", "publish", "batch
 pub const SLOTS_MAX: u32 = 256;
 
 /// Environment variables of `oast worker`.
-pub const ENV: [EnvKey; 3] = [
+pub const ENV: [EnvKey; 6] = [
     EnvKey {
         var: "OAST_LOG",
         field: "log.filter",
@@ -32,6 +32,21 @@ pub const ENV: [EnvKey; 3] = [
     EnvKey {
         var: "OAST_WORKER_DATA_DIR",
         field: "data_dir",
+        kind: EnvKind::Text,
+    },
+    EnvKey {
+        var: "OAST_WORKER_STORE_DIR",
+        field: "store_dir",
+        kind: EnvKind::Text,
+    },
+    EnvKey {
+        var: "OAST_WORKER_COORDINATORS",
+        field: "coordinators",
+        kind: EnvKind::Toml,
+    },
+    EnvKey {
+        var: "OAST_WORKER_TLS_DIR",
+        field: "tls.dir",
         kind: EnvKind::Text,
     },
 ];
@@ -48,8 +63,10 @@ pub struct WorkerConfig {
     pub store_dir: Utf8PathBuf,
     /// Addresses of members, at least one; the worker finds the leader from any of them.
     pub coordinators: Vec<SocketAddr>,
-    /// A file with the worker's access token. No default.
+    /// A file with the worker's access token, for a farm without TLS. No default.
     pub token_file: Utf8PathBuf,
+    /// The worker's certificate, for a farm with TLS: then no token is needed.
+    pub tls: Option<Tls>,
     /// The region it works in; none for a farm in one place.
     pub region: Option<String>,
     /// Tasks side by side; batches, which mostly wait, are not counted. Default 2, 1 to 256.
@@ -76,6 +93,15 @@ pub struct WorkerConfig {
     pub limits: Limits,
     /// Logging.
     pub log: Log,
+}
+
+/// The worker's certificate.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tls {
+    /// Folder with ca.pem and identity.pem, which `oast worker --join` makes. Owned by this worker,
+    /// which renews the certificate in it.
+    pub dir: Utf8PathBuf,
 }
 
 /// How the local cloud is reached.
@@ -186,6 +212,7 @@ impl Default for WorkerConfig {
             store_dir: Utf8PathBuf::new(),
             coordinators: Vec::new(),
             token_file: Utf8PathBuf::new(),
+            tls: None,
             region: None,
             slots: 2,
             capabilities: CAPABILITIES.map(str::to_owned).to_vec(),
@@ -229,7 +256,14 @@ impl Validate for WorkerConfig {
             problems.require(path.is_absolute(), field, "must be an absolute path");
         }
         let token = !self.token_file.as_str().is_empty();
-        problems.require(token, "token_file", "must name a file");
+        problems.require(
+            token || self.tls.is_some(),
+            "token_file",
+            "must name a file, unless the worker has a certificate: [tls] dir = ...",
+        );
+        if let Some(tls) = &self.tls {
+            problems.require(tls.dir.is_absolute(), "tls.dir", "must be an absolute path");
+        }
         let some = !self.coordinators.is_empty();
         problems.require(some, "coordinators", "must have at least one address");
         if let Some(region) = &self.region

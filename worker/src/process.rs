@@ -15,7 +15,8 @@ use oast_daemon::health::{self, Health};
 use oast_daemon::lock::{DirLock, LockError};
 use oast_daemon::metrics::Metrics;
 use oast_daemon::serve::{BindError, Port, Serving};
-use oast_daemon::task::Tasks;
+use oast_daemon::task::{TaskKind, Tasks};
+use oast_daemon::tls::{self, Dialer, Identity, IdentityError, Role};
 use oast_model::names::{NameError, WorkerName};
 use oast_model::task::{Output, Work};
 use tokio::sync::watch;
@@ -34,6 +35,7 @@ use crate::observe::{self, Observer};
 use crate::provider::local::LocalProvider;
 use crate::provider::{Provider, ProviderError};
 use crate::publish;
+use crate::renew;
 use crate::runner::{self, Attempt, Halt, Runner};
 use crate::sandbox::proxy::Proxy;
 use crate::sandbox::proxy::policy::{Block, Destination, Policy};
@@ -82,6 +84,9 @@ pub enum WorkerError {
     /// The token.
     #[error("read the access token")]
     Token(#[from] TokenError),
+    /// The certificate.
+    #[error("use the worker's certificate")]
+    Identity(#[from] IdentityError),
     /// The artifact store.
     #[error("open the artifact store")]
     Store(#[from] StoreError),
@@ -218,7 +223,11 @@ pub async fn run(config: WorkerConfig, process: &Process) -> Result<(), WorkerEr
         &format!("worker {name}"),
         &*clock,
     )?;
-    let token = read_token(&config.token_file)?;
+    let identity = identity(&config, &clock, &metrics)?;
+    let token = match &identity {
+        Some(_) => None,
+        None => Some(read_token(&config.token_file)?),
+    };
     let port = Port::bind(config.listen)?;
     let store = ArtifactStore::open(&config.store_dir)?;
     let work_folder = emptied(&config, "work")?;
@@ -246,6 +255,15 @@ pub async fn run(config: WorkerConfig, process: &Process) -> Result<(), WorkerEr
     let outbox = Arc::new(Outbox::default());
     let contact = Arc::new(Contact::new(clock.clone(), config.lease_margin.duration()));
     let channel = watch::Sender::new(None);
+    let dialer = match &identity {
+        Some(identity) => Dialer::farm(identity.clone()),
+        None => Dialer::plain(),
+    };
+    if let Some(identity) = identity {
+        let members = renew::Members::new(&config.coordinators, dialer.clone(), clock.clone());
+        let keeper = tls::keep(identity, members, tasks.cancelled());
+        tasks.spawn("certificates", TaskKind::SERVICE, keeper);
+    }
     let kitchen = Kitchen {
         launcher,
         proxy: Proxy::new(policy(&config)?, tasks.clone(), clock.clone()),
@@ -328,6 +346,7 @@ pub async fn run(config: WorkerConfig, process: &Process) -> Result<(), WorkerEr
         introduction: introduction(&config, lock.incarnation()),
         coordinators: config.coordinators.clone(),
         token,
+        dialer,
         clock,
         runner,
         outbox,
@@ -339,6 +358,26 @@ pub async fn run(config: WorkerConfig, process: &Process) -> Result<(), WorkerEr
     };
     session.run(tasks.cancelled()).await;
     Ok(())
+}
+
+/// The worker's certificate, where the farm wants one.
+fn identity(
+    config: &WorkerConfig,
+    clock: &SharedClock,
+    metrics: &Metrics,
+) -> Result<Option<Identity>, WorkerError> {
+    let Some(own) = &config.tls else {
+        return Ok(None);
+    };
+    let options = tls::Options {
+        folder: own.dir.clone().into_std_path_buf(),
+        farm: None,
+        role: Role::Worker,
+        name: Some(config.name.clone()),
+        clock: clock.clone(),
+        metrics: metrics.clone(),
+    };
+    Ok(Some(Identity::open(options)?))
 }
 
 fn introduction(config: &WorkerConfig, incarnation: u64) -> Introduction {

@@ -24,6 +24,7 @@ use oast_daemon::health::Part;
 use oast_daemon::random;
 use oast_daemon::secret::Secret;
 use oast_daemon::telemetry::chain;
+use oast_daemon::tls::{self, Dialer};
 use oast_model::codec;
 use oast_model::ids::Token;
 use oast_model::task::Assignment;
@@ -97,8 +98,10 @@ pub struct Session {
     pub introduction: Introduction,
     /// Members to ask.
     pub coordinators: Vec<SocketAddr>,
-    /// Our access token.
-    pub token: Secret<String>,
+    /// Our access token, where we have no certificate.
+    pub token: Option<Secret<String>>,
+    /// How members are called.
+    pub dialer: Dialer,
     /// For heartbeats, back-off and contact.
     pub clock: SharedClock,
     /// What runs here.
@@ -164,6 +167,8 @@ struct Memory {
     newest: (u64, u64),
     /// Counts sessions, so that each repeats its reports.
     sessions: u64,
+    /// What kind of distrust was met last, so that it is said once.
+    distrust: Option<&'static str>,
 }
 
 impl Session {
@@ -200,6 +205,10 @@ impl Session {
                     continue;
                 }
                 other => {
+                    let refused = tls::reason(&other).cloned();
+                    if let Some(refused) = refused.or_else(|| self.dialer.refusal()) {
+                        self.distrusted(address, &refused, &mut memory);
+                    }
                     let reason = chain(&other).to_string();
                     debug!(%address, %reason, "No session; will try again.");
                 }
@@ -217,6 +226,18 @@ impl Session {
         self.runner.drain().await;
     }
 
+    /// One of the two ends does not believe the other: somebody has to do something.
+    fn distrusted(&self, address: SocketAddr, refused: &tls::Refused, memory: &mut Memory) {
+        let problem = &refused.problem;
+        self.health.not_ready(problem.to_string());
+        let kind = problem.is_distrust().then(|| problem.label());
+        // Each member says the same, as long as it lasts.
+        if kind.is_some() && memory.distrust != kind {
+            error!(%address, "No connection to the farm: {problem}.");
+        }
+        memory.distrust = kind.or(memory.distrust);
+    }
+
     /// Ends some time after shutdown, when a goodbye has had its chance.
     async fn gone(&self, shutdown: &CancellationToken) {
         shutdown.cancelled().await;
@@ -232,6 +253,7 @@ impl Session {
         match self.open(address).await {
             Ok(open) => {
                 memory.sessions += 1;
+                memory.distrust = None;
                 Live {
                     session: self,
                     address,
@@ -259,7 +281,8 @@ impl Session {
             .http2_keep_alive_interval(Duration::from_secs(2))
             .keep_alive_timeout(Duration::from_secs(4))
             .keep_alive_while_idle(true);
-        let connecting = timeout(&*self.clock, CONNECT_TIMEOUT, endpoint.connect());
+        let connecting = endpoint.connect_with_connector(self.dialer.connector());
+        let connecting = timeout(&*self.clock, CONNECT_TIMEOUT, connecting);
         let channel = match connecting.await {
             Ok(done) => done.map_err(|err| Lost::Connect { address, err })?,
             Err(_) => return Err(Lost::Silent { address }),
@@ -274,7 +297,7 @@ impl Session {
         let mut client = WorkersClient::new(channel.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
-        let request = authorized(&self.token, ReceiverStream::new(queue));
+        let request = authorized(self.token.as_ref(), ReceiverStream::new(queue));
         let answer = timeout(&*self.clock, WELCOME_TIMEOUT, client.session(request));
         let stream = match answer.await {
             Ok(Ok(answer)) => answer.into_inner(),
@@ -282,7 +305,7 @@ impl Session {
                 if status.code() == tonic::Code::Unauthenticated
                     || status.code() == tonic::Code::PermissionDenied
                 {
-                    error!(%address, reason = status.message(), "The farm refuses this worker's token; write a good one into token_file.");
+                    error!(%address, reason = status.message(), "The farm refuses this worker; it needs a good token in token_file, or a certificate of its own name: `oast worker --join`.");
                 }
                 return Err(Lost::Open {
                     address,
@@ -334,9 +357,12 @@ impl Session {
     }
 }
 
-/// Adds the bearer token to a request.
-pub(crate) fn authorized<T>(token: &Secret<String>, body: T) -> tonic::Request<T> {
+/// Adds the bearer token to a request, if there is one.
+pub(crate) fn authorized<T>(token: Option<&Secret<String>>, body: T) -> tonic::Request<T> {
     let mut request = tonic::Request::new(body);
+    let Some(token) = token else {
+        return request;
+    };
     let text = format!("Bearer {}", token.expose());
     match MetadataValue::try_from(text) {
         Ok(mut value) => {

@@ -1,12 +1,13 @@
 //! `oast context`: the farms that the command line knows.
 
 use std::io::{self, IsTerminal, Read};
+use std::path::PathBuf;
 
 use oast_daemon::exit::Exit;
 use oast_daemon::secret::Secret;
 use serde::Serialize;
 
-use crate::context::{Known, known, path, remember, select};
+use crate::context::{Known, authority, known, path, remember, select};
 use crate::fail::Fail;
 use crate::output::{Output, facts, note, table};
 
@@ -37,9 +38,12 @@ enum Command {
     Set {
         /// Its name here
         name: String,
-        /// Members, host:port, separated by commas
+        /// Members, host:port or https://host:port, separated by commas
         #[arg(long, value_name = "ADDRS", value_delimiter = ',', required = true)]
         addr: Vec<String>,
+        /// File with the authority of the farm's certificates, ca.pem of a member; it is copied
+        #[arg(long, value_name = "FILE")]
+        ca: Option<PathBuf>,
         /// Team to act for
         #[arg(long, value_name = "TEAM")]
         team: Option<String>,
@@ -55,6 +59,7 @@ struct Shown {
     addresses: Vec<String>,
     team: Option<String>,
     has_token: bool,
+    has_ca: bool,
 }
 
 impl From<Known> for Shown {
@@ -65,6 +70,7 @@ impl From<Known> for Shown {
             addresses: known.addresses,
             team: known.team,
             has_token: known.has_token,
+            has_ca: known.has_ca,
         }
     }
 }
@@ -127,11 +133,22 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
                         "Token",
                         if shown.has_token { "kept" } else { "none" }.to_owned(),
                     ),
+                    (
+                        "Authority",
+                        if shown.has_ca { "kept" } else { "" }.to_owned(),
+                    ),
                     ("File", file),
                 ])
             })?;
         }
-        Command::Set { name, addr, team } => {
+        Command::Set {
+            name,
+            addr,
+            ca,
+            team,
+        } => {
+            // Before anything is typed.
+            let ca = ca.as_deref().map(authority).transpose()?;
             if io::stdin().is_terminal() {
                 note("Type or paste the token, then Enter and Ctrl-D:");
             }
@@ -146,7 +163,8 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
                     .hint("an administrator makes one: oast operator token create NAME --role operator")
                     .into());
             }
-            remember(name, addr, &Secret::new(token.to_owned()), team.as_deref())?;
+            let token = Secret::new(token.to_owned());
+            remember(name, addr, &token, team.as_deref(), ca)?;
             note(format!("Commands talk to {name} from now on."));
         }
     }

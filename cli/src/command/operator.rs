@@ -5,6 +5,8 @@ use oast_daemon::random;
 use oast_proto::v1;
 
 use super::block_on;
+use super::pki::{self, Pki};
+use super::worker_token::{self, WorkerToken};
 use crate::context::Connect;
 use crate::output::{DECLINED, Output, confirm, note, table};
 use crate::shape;
@@ -28,6 +30,12 @@ enum Command {
     /// Who may talk to the farm
     #[command(subcommand)]
     Token(Token),
+    /// Which workers may join
+    #[command(subcommand)]
+    WorkerToken(WorkerToken),
+    /// The farm's own authority and its certificates
+    #[command(subcommand)]
+    Pki(Pki),
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -83,6 +91,8 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
                 for_team,
             }) => create(connect, output, name, *role, for_team.as_deref()).await,
             Command::Token(Token::Revoke { name, yes }) => revoke(connect, name, *yes).await,
+            Command::WorkerToken(command) => worker_token::run(command, connect, output).await,
+            Command::Pki(command) => pki::run(command, output),
         }
     })
 }

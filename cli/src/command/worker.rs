@@ -1,7 +1,15 @@
 //! `oast worker list`. `oast worker` itself is the daemon.
 
+use std::fs::File;
+use std::io::{self, Read};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use anyhow::{Context, bail};
 use oast_daemon::exit::Exit;
+use oast_daemon::secret::Secret;
 use oast_proto::v1;
+use zeroize::Zeroizing;
 
 use crate::context::Connect;
 use crate::output::{Output, ago, span, table};
@@ -11,12 +19,92 @@ use crate::shape;
 #[derive(Debug, clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct Args {
-    /// Configuration file (TOML)
-    #[arg(long, value_name = "FILE")]
-    pub config: Option<std::path::PathBuf>,
+    /// How the worker is run.
+    #[command(flatten)]
+    pub daemon: Daemon,
     /// What to do instead of running one.
     #[command(subcommand)]
     pub command: Option<Command>,
+}
+
+/// Flags of the worker itself; they come before its configuration.
+#[derive(Debug, Default, clap::Args)]
+pub struct Daemon {
+    /// Configuration file (TOML)
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Join a farm with this one-time token first: the token, @FILE, or - for standard input
+    #[arg(long, value_name = "TOKEN", requires = "ca_hash")]
+    pub join: Option<String>,
+    /// Farm's ports of members, host:port, separated by commas
+    #[arg(long, value_name = "ADDRS", value_delimiter = ',')]
+    pub coordinator: Vec<SocketAddr>,
+    /// What the farm's authority is known by: sha256:...
+    #[arg(long, value_name = "PIN", requires = "join")]
+    pub ca_hash: Option<String>,
+    /// The worker's name
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// Folder of caches and work
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Folder of the artifact store
+    #[arg(long, value_name = "DIR")]
+    pub store_dir: Option<PathBuf>,
+    /// Folder of the worker's certificate [default: tls in --data-dir]
+    #[arg(long, value_name = "DIR")]
+    pub tls_dir: Option<PathBuf>,
+}
+
+/// Longest token that is read.
+const TOKEN_MAX: u64 = 4096;
+
+impl Daemon {
+    /// What a flag says in the place of this environment variable.
+    pub fn said(&self, variable: &str) -> Option<String> {
+        let path = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string());
+        match variable {
+            "OAST_WORKER_NAME" => self.name.clone(),
+            "OAST_WORKER_DATA_DIR" => path(&self.data_dir),
+            "OAST_WORKER_STORE_DIR" => path(&self.store_dir),
+            "OAST_WORKER_TLS_DIR" => path(&self.tls_dir).or_else(|| {
+                let folder = self.data_dir.as_ref().filter(|_| self.join.is_some())?;
+                Some(folder.join("tls").display().to_string())
+            }),
+            "OAST_WORKER_COORDINATORS" if !self.coordinator.is_empty() => {
+                let texts: Vec<String> = self
+                    .coordinator
+                    .iter()
+                    .map(|address| format!("\"{address}\""))
+                    .collect();
+                Some(format!("[{}]", texts.join(", ")))
+            }
+            _ => None,
+        }
+    }
+
+    /// The token, from wherever the flag says it is.
+    pub fn token(&self) -> anyhow::Result<Option<Secret<String>>> {
+        let Some(said) = &self.join else {
+            return Ok(None);
+        };
+        let mut text = Zeroizing::new(String::new());
+        if said == "-" {
+            io::stdin()
+                .lock()
+                .take(TOKEN_MAX)
+                .read_to_string(&mut text)?;
+        } else if let Some(file) = said.strip_prefix('@') {
+            let opened = File::open(file).with_context(|| format!("read the token from {file}"))?;
+            opened.take(TOKEN_MAX).read_to_string(&mut text)?;
+        } else {
+            text.push_str(said);
+        }
+        match text.trim() {
+            "" => bail!("the join token is empty: `oast operator worker-token create` makes one"),
+            token => Ok(Some(Secret::new(token.to_owned()))),
+        }
+    }
 }
 
 /// Commands about workers.

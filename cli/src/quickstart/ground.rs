@@ -1,4 +1,7 @@
-//! The ground a quickstart farm stands on: folders, tokens, configuration files, ports.
+//! The ground a quickstart farm stands on: folders, tokens, certificates, configuration files, ports.
+//!
+//! Members and workers speak mutual TLS as on a real farm; people's ports stay `http://` on
+//! loopback, so that browsers and Git need to be told nothing.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,9 +12,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use oast_artifacts::ArtifactStore;
+use oast_daemon::clock::{Clock, SystemClock};
 use oast_daemon::isolate::{ChildSpec, Farm};
 use oast_daemon::random;
 use oast_daemon::secret::Secret;
+use oast_daemon::tls::{Authority, Bundle, Files, Lives, ROOT_LIFE, folder};
 use oast_model::digest::Digest;
 
 /// Members of the group.
@@ -24,6 +29,10 @@ pub const LEASE_TTL: &str = "3s";
 const HEARTBEAT: &str = "500ms";
 /// Distance of the fleet's own port from the first member's, unless it is given.
 const FLEET_PORT_OFFSET: u16 = 637;
+/// The farm's name.
+const FARM: &str = "quickstart";
+/// The farm's authority with its key: here everything is on one machine.
+const AUTHORITY: &str = "tls/authority.pem";
 /// Kept from the environment for the daemons.
 const ENV_KEPT: [&str; 6] = [
     "PATH",
@@ -106,6 +115,11 @@ impl Ground {
         self.loopback(MEMBERS + number)
     }
 
+    /// Where a member answers other members and workers.
+    fn farm_port(&self, id: u16) -> SocketAddr {
+        self.loopback(MEMBERS + WORKERS + id)
+    }
+
     /// The address under which the fleet is served.
     pub fn fleet(&self) -> SocketAddr {
         self.loopback(FLEET_PORT_OFFSET)
@@ -118,6 +132,7 @@ impl Ground {
     /// Every address must be free now.
     pub fn check_ports(&self) -> Result<(), PortTaken> {
         let mut addresses: Vec<SocketAddr> = (1..=MEMBERS).map(|id| self.member(id)).collect();
+        addresses.extend((1..=MEMBERS).map(|id| self.farm_port(id)));
         addresses.push(self.cloud());
         addresses.extend((1..=WORKERS).map(|number| self.worker_port(number)));
         addresses.push(self.fleet());
@@ -131,7 +146,8 @@ impl Ground {
         Ok(())
     }
 
-    /// Makes folders, tokens and configuration files; what is there already stays.
+    /// Makes folders, tokens, certificates and configuration files. Tokens and the authority that
+    /// are there already stay.
     pub fn prepare(&self, counter: SocketAddr) -> anyhow::Result<()> {
         for folder in ["logs", "config", "store", "tokens"] {
             let path = self.root.join(folder);
@@ -147,6 +163,8 @@ impl Ground {
         for name in ["admin", "you", "worker", "cloud", "peer"] {
             self.make_token(name)?;
         }
+        self.make_certificates()
+            .context("make the farm's certificates")?;
         for id in 1..=MEMBERS {
             self.write_config(&format!("member-{id}"), &self.member_config(id))?;
         }
@@ -157,6 +175,43 @@ impl Ground {
             )?;
         }
         self.write_config("local-cloud", &self.cloud_config())
+    }
+
+    /// Fresh ones at every start: an old farm's may be over, and making them costs nothing.
+    fn make_certificates(&self) -> anyhow::Result<()> {
+        let lives = Lives::usual(SystemClock.wall());
+        let path = self.root.join(AUTHORITY);
+        folder(&self.root.join("tls"))?;
+        let kept = if path.exists() {
+            Some(Authority::from_bundle(&Bundle::read(&path)?)?)
+        } else {
+            None
+        };
+        let good = |kept: &Authority| kept.certificate().not_after() > lives.now + lives.issuer;
+        let authority = match kept.filter(good) {
+            Some(kept) => kept,
+            None => {
+                let made = Authority::found(FARM, lives.now, ROOT_LIFE)?;
+                made.bundle().replace(&path)?;
+                made
+            }
+        };
+        let hosts = [Ipv4Addr::LOCALHOST.to_string()];
+        for id in 1..=MEMBERS {
+            let name = format!("member-{id}");
+            let files = Files::member(&authority, &name, &hosts, lives)?;
+            files.replace(&self.tls_path(&name))?;
+        }
+        for number in 1..=WORKERS {
+            let name = format!("worker-{number}");
+            let files = Files::worker(&authority, &name, lives)?;
+            files.replace(&self.tls_path(&name))?;
+        }
+        Ok(())
+    }
+
+    fn tls_path(&self, name: &str) -> PathBuf {
+        self.root.join("tls").join(name)
     }
 
     fn token_path(&self, name: &str) -> PathBuf {
@@ -212,37 +267,40 @@ impl Ground {
         let peers: String = (1..=MEMBERS).fold(String::new(), |mut text, peer| {
             use std::fmt::Write as _;
             // Writing to a String does not fail.
-            let _ = writeln!(text, "{peer} = \"{}\"", self.member(peer));
+            let _ = writeln!(text, "{peer} = \"{}\"", self.farm_port(peer));
             text
         });
         format!(
-            "farm = \"quickstart\"\nmember = {id}\nlisten = \"{}\"\ndata_dir = {}\nstore_dir = {}\n\
-             peer_token_file = {}\nlease_ttl = \"{LEASE_TTL}\"\nheartbeat = \"{HEARTBEAT}\"\n\n[peers]\n{peers}",
+            "farm = \"{FARM}\"\nmember = {id}\nlisten = \"{}\"\ndata_dir = {}\nstore_dir = {}\n\
+             peer_token_file = {}\nlease_ttl = \"{LEASE_TTL}\"\nheartbeat = \"{HEARTBEAT}\"\n\n[peers]\n{peers}\n\
+             [tls]\ndir = {}\nlisten = \"{}\"\npeople = \"plain\"\n",
             self.member(id),
             self.path(&format!("members/{id}")),
             self.path("store"),
             self.path("tokens/peer"),
+            self.path(&format!("tls/member-{id}")),
+            self.farm_port(id),
         )
     }
 
     fn worker_config(&self, number: u16, counter: SocketAddr) -> String {
-        let coordinators: Vec<String> = self
-            .members()
-            .iter()
-            .map(|address| format!("\"{address}\""))
-            .collect();
-        let denied = coordinators.join(", ");
+        let quoted = |addresses: Vec<SocketAddr>| {
+            let texts: Vec<String> = addresses.iter().map(|a| format!("\"{a}\"")).collect();
+            texts.join(", ")
+        };
+        let coordinators = quoted((1..=MEMBERS).map(|id| self.farm_port(id)).collect());
+        let denied = quoted((1..=MEMBERS).map(|id| self.member(id)).collect());
         format!(
-            "name = \"worker-{number}\"\ndata_dir = {}\nstore_dir = {}\ncoordinators = [{denied}]\n\
-             token_file = {}\nlisten = \"{}\"\nslots = 2\n\n\
+            "name = \"worker-{number}\"\ndata_dir = {}\nstore_dir = {}\ncoordinators = [{coordinators}]\n\
+             listen = \"{}\"\nslots = 2\n\n\
              [local_cloud]\naddress = \"{}\"\ntoken_file = {}\n\n\
-             [bake]\nproxy_allow = [\"{counter}\"]\nproxy_deny = [{denied}]\n",
+             [bake]\nproxy_allow = [\"{counter}\"]\nproxy_deny = [{denied}]\n\n[tls]\ndir = {}\n",
             self.path(&format!("workers/{number}")),
             self.path("store"),
-            self.path("tokens/worker"),
             self.worker_port(number),
             self.cloud(),
             self.path("tokens/cloud"),
+            self.path(&format!("tls/worker-{number}")),
         )
     }
 
