@@ -209,6 +209,7 @@ mod tests {
             "oast run show r-1 -o json",
             "oast run watch r-1 --exit-status",
             "oast run cancel r-1 --reason because",
+            "oast run --priority batch",
             "oast watch",
             "oast watch ro-1 --timeout 10m",
             "oast cancel r-1",

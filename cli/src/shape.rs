@@ -68,7 +68,7 @@ shapes! {
         commit: String, subject: String, author: String, dirty: bool, cause: String,
         started_by: String, started_at_ms: u64, ended_at_ms: u64, phase: String, ended: bool,
         reason: String, details: Vec<String>, tasks: Vec<Task>, version: String,
-        rollouts: Vec<String>,
+        rollouts: Vec<String>, priority: String, retry_of: String,
     }
     Task {
         id: String, kind: String, name: String, phase: String, waiting: String, reason: String,
@@ -219,7 +219,7 @@ mod tests {
         let json = serde_json::to_string(&Run::from(run)).expect("json");
         assert_eq!(
             json,
-            r#"{"id":"r-7","seq":9,"team":"demo","pipeline":"","repository":"","branch":"","commit":"","subject":"","author":"","dirty":false,"cause":"","startedBy":"","startedAtMs":0,"endedAtMs":0,"phase":"baking","ended":false,"reason":"","details":[],"tasks":[{"id":"t-8-0","kind":"bake","name":"","phase":"","waiting":"","reason":"","createdAtMs":0,"endedAtMs":0,"attempts":[],"steps":[{"title":"run: true","phase":"pending","cached":false,"tookMs":0,"sinceMs":0,"token":0,"layer":""}]}],"version":"","rollouts":[]}"#
+            r#"{"id":"r-7","seq":9,"team":"demo","pipeline":"","repository":"","branch":"","commit":"","subject":"","author":"","dirty":false,"cause":"","startedBy":"","startedAtMs":0,"endedAtMs":0,"phase":"baking","ended":false,"reason":"","details":[],"tasks":[{"id":"t-8-0","kind":"bake","name":"","phase":"","waiting":"","reason":"","createdAtMs":0,"endedAtMs":0,"attempts":[],"steps":[{"title":"run: true","phase":"pending","cached":false,"tookMs":0,"sinceMs":0,"token":0,"layer":""}]}],"version":"","rollouts":[],"priority":"","retryOf":""}"#
         );
     }
 

@@ -190,3 +190,6 @@ fn describe(number: u64, record: &[u8]) -> Result<Option<Ended>, DecodeError> {
         at: at.unwrap_or(Timestamp::FAR_FUTURE),
     }))
 }
+
+#[cfg(test)]
+mod tests;

@@ -12,6 +12,7 @@ use anyhow::Context;
 use oast_daemon::exit::Exit;
 use oast_daemon::random;
 use oast_model::pipeline::{self, PIPELINE_PATH, Pipeline};
+use oast_model::priority::Priority;
 use oast_model::units::TimeSpan;
 use oast_proto::v1;
 
@@ -70,6 +71,9 @@ struct Start {
         default_value = "main"
     )]
     branch: String,
+    /// How urgent it is: interactive, normal or batch [default: as the pipeline says]
+    #[arg(long, value_name = "HOW")]
+    priority: Option<Priority>,
     /// Print the run's id and do not wait for it
     #[arg(long)]
     detach: bool,
@@ -222,6 +226,10 @@ async fn start(start: &Start, connect: &Connect, output: Output) -> anyhow::Resu
     let request = v1::SubmitRunRequest {
         request_id: random::request_id(),
         inputs: start.vars.iter().cloned().collect(),
+        priority: start
+            .priority
+            .map(|how| how.to_string())
+            .unwrap_or_default(),
         ..request
     };
     let run = client
@@ -556,6 +564,7 @@ fn detail(run: &v1::Run) -> String {
         ("Subject", run.subject.clone()),
         ("Author", run.author.clone()),
         ("Cause", run.cause.clone()),
+        ("Priority", run.priority.clone()),
         (
             "Started",
             format!("{} by {}", ago(run.started_at_ms), run.started_by),

@@ -58,6 +58,8 @@ pub(super) fn run(record: &RunRecord, scheduler: Option<&Scheduler<'_>>) -> v1::
             .collect(),
         version: optional(run.version.as_ref()),
         rollouts: run.rollouts.iter().map(ToString::to_string).collect(),
+        priority: run.urgency().to_string(),
+        retry_of: optional(run.retry_of.as_ref()),
     }
 }
 

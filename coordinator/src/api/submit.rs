@@ -18,6 +18,7 @@ use oast_model::ledger::{Answer, Command, Ledger, Request, RetryProblem, RetryRu
 use oast_model::names::{RepositoryName, TeamName};
 use oast_model::pipeline::rules::Rule;
 use oast_model::principal::Verb;
+use oast_model::priority::Priority;
 use oast_model::task::Origin;
 use oast_proto::{fault, v1};
 use tonic::{Code, Status, Streaming};
@@ -320,6 +321,7 @@ impl Api {
                 }
             }
         };
+        let priority = optional_name::<Priority>("priority", &asked.priority)?;
         let inputs = asked.inputs.iter();
         Ok(SubmitRun {
             team,
@@ -328,7 +330,7 @@ impl Api {
             path,
             cause: format!("asked by {}", caller.principal.name),
             inputs: inputs.map(|(k, v)| (k.clone(), v.clone())).collect(),
-            priority: None,
+            priority,
         })
     }
 }

@@ -167,3 +167,20 @@ async fn an_upload_that_lies_or_climbs_out_is_refused() {
         assert_eq!(refusal(stored).0, Code::InvalidArgument);
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn how_urgent_a_run_is_can_be_said_and_a_wrong_word_is_refused() {
+    let member = Member::start().await;
+    member.see('a').await;
+    let mut runs = member.runs(ADMIN);
+    let said = |id: &str, how: &str| v1::SubmitRunRequest {
+        priority: how.into(),
+        ..branch(id, "main")
+    };
+    for (how, shown) in [("batch", "batch"), ("", "normal")] {
+        let run = runs.submit_run(said(how, how)).await.unwrap().into_inner();
+        assert_eq!((run.priority.as_str(), run.retry_of.as_str()), (shown, ""));
+    }
+    let wrong = refusal(runs.submit_run(said("three", "urgent")).await);
+    assert_eq!(wrong.0, Code::InvalidArgument);
+}
