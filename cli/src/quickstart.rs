@@ -373,7 +373,12 @@ async fn tell(stage: &Stage, started: Duration) -> anyhow::Result<Report> {
     // The farm is whole again: every member votes.
     let _ = stage
         .client
-        .call(|member| async move { member.operator().list_peers(ListPeersRequest {}).await })
+        .call(|member| async move {
+            member
+                .operator()
+                .list_peers(ListPeersRequest::default())
+                .await
+        })
         .await;
     let replaced_again = replacements(stage);
     Ok(Report {

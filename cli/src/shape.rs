@@ -23,11 +23,17 @@ macro_rules! same {
     };
 }
 
-same!(String, u64, u32, i32, bool);
+same!(String, u64, u32, i32, i64, bool);
 
 impl<T, U: From_<T>> From_<Vec<T>> for Vec<U> {
     fn from_(part: Vec<T>) -> Vec<U> {
         part.into_iter().map(U::from_).collect()
+    }
+}
+
+impl<T, U: From_<T>> From_<Option<T>> for Option<U> {
+    fn from_(part: Option<T>) -> Option<U> {
+        part.map(U::from_)
     }
 }
 
@@ -113,7 +119,16 @@ shapes! {
         name: String, region: String, arch: String, version: String, slots: u32,
         tasks: Vec<String>, capabilities: Vec<String>, connected_at_ms: u64, silent_ms: u64,
     }
-    Peer { id: u64, address: String, role: String, voter: bool, matched: u64, applied: u64 }
+    Peer {
+        id: u64, address: String, role: String, voter: bool, matched: u64, applied: u64, lag: u64,
+        answers: bool, clock_ms: Option<i64>, joined: bool, snapshot: bool,
+    }
+    RaftStatus {
+        member: u64, farm: String, role: String, leader: u64, term: u64, first: u64, last: u64,
+        commit: u64, applied: u64, snapshot: u64, history_missing: u64, voters: Vec<u64>,
+        learners: Vec<u64>, outgoing: Vec<u64>, changing: bool, skew_ms: Option<i64>,
+        barred: bool, compared: u64, peers: Vec<Peer>,
+    }
     ListPeersResponse { peers: Vec<Peer>, term: u64, leader: u64 }
     Resource { kind: String, name: String, team: String, revision: u64, document: String }
     ApplyResourceResponse {

@@ -15,6 +15,7 @@ mod convert;
 mod filter;
 mod fleets;
 mod forward;
+mod group;
 mod health;
 mod images;
 mod join;

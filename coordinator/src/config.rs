@@ -14,17 +14,27 @@ use oast_model::retention::{DAYS_KEPT, RUNS_KEPT};
 use oast_model::schedule::RESERVE;
 use serde::Deserialize;
 
+use crate::consensus::change::is_address;
+
 /// The configuration file of a member, in TOML.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CoordinatorConfig {
     /// Name of the farm; the same on every member. Members of another farm are refused.
     pub farm: String,
-    /// Our id in the group, from 1. Never used again for another data directory.
+    /// Our id in the group, from 1. Never used again for another data directory. Not together
+    /// with `join`: then the group gives the id.
     pub member: u64,
     /// Every member of the farm's first configuration by id, as `host:port`; the same list on
-    /// each of them, this member included. With `tls` these are the farm's ports, `tls.listen`.
+    /// each of them, this member included. With `tls` these are the farm's ports, `tls.listen`. Of
+    /// use only until the farm has begun: from then on the group itself keeps the list.
     pub peers: BTreeMap<String, String>,
+    /// Members of a running farm as `host:port`; one that answers is enough. Instead of `member`
+    /// and `peers`, for a member that was added with `oast operator raft add-learner`.
+    pub join: Vec<String>,
+    /// Where the other members reach this one, `host:port`. Default: our entry in `peers`, else
+    /// `tls.listen`, else `listen`.
+    pub advertise: Option<String>,
     /// Address of the port for people: API, pages, Git, webhooks. Without `tls` it is the port for
     /// workers and peers too, and must be a loopback address.
     pub listen: SocketAddr,
@@ -101,6 +111,8 @@ impl Default for CoordinatorConfig {
             farm: String::new(),
             member: 0,
             peers: BTreeMap::new(),
+            join: Vec::new(),
+            advertise: None,
             listen: SocketAddr::from(([127, 0, 0, 1], 7443)),
             tls: None,
             data_dir: PathBuf::from("/var/lib/oast/coordinator"),
@@ -160,7 +172,24 @@ impl Validate for CoordinatorConfig {
             "farm",
             "must be a name such as `acme` (a-z, 0-9, -)",
         );
-        problems.require(self.member > 0, "member", "must be at least 1");
+        if self.join.is_empty() {
+            problems.require(
+                self.member > 0,
+                "member",
+                "must be at least 1 (or use `join`)",
+            );
+            problems.require(
+                self.peers.contains_key(&self.member.to_string()),
+                "peers",
+                format!("must contain this member, {}", self.member),
+            );
+        } else {
+            problems.require(
+                self.member == 0 && self.peers.is_empty(),
+                "join",
+                "cannot be used together with `member` and `peers`: the group gives the id",
+            );
+        }
         for (id, address) in &self.peers {
             let number = id.parse::<u64>().is_ok_and(|id| id > 0);
             problems.require(
@@ -168,16 +197,21 @@ impl Validate for CoordinatorConfig {
                 "peers",
                 format!("`{id}` is no member id: use 1, 2, 3 ..."),
             );
-            let place = address
-                .rsplit_once(':')
-                .is_some_and(|(_, port)| port.parse::<u16>().is_ok());
-            problems.require(place, "peers", format!("`{address}` is no host:port"));
+            problems.require(
+                is_address(address),
+                "peers",
+                format!("`{address}` is no host:port"),
+            );
         }
-        problems.require(
-            self.peers.contains_key(&self.member.to_string()),
-            "peers",
-            format!("must contain this member, {}", self.member),
-        );
+        for (field, addresses) in [
+            ("join", self.join.as_slice()),
+            ("advertise", self.advertise.as_slice()),
+        ] {
+            for address in addresses {
+                let problem = format!("`{address}` is no host:port");
+                problems.require(is_address(address), field, problem);
+            }
+        }
         let ttl = self.lease_ttl.as_millis();
         problems.require(
             (1_000..=600_000).contains(&ttl),
@@ -226,6 +260,18 @@ impl Validate for CoordinatorConfig {
 mod tests {
     use super::*;
     use oast_daemon::config::parse;
+
+    #[test]
+    fn a_member_that_joins_needs_only_one_other_and_no_id() {
+        let text = "farm = 'acme'\njoin = ['10.0.0.1:7443']\nadvertise = '10.0.0.4:7443'\n";
+        let config = parse::<CoordinatorConfig>(text, "c.toml", &[], &|_| None).expect("good");
+        assert_eq!(config.join, ["10.0.0.1:7443"]);
+        let both = format!("{text}member = 4\n");
+        let error = parse::<CoordinatorConfig>(&both, "c.toml", &[], &|_| None)
+            .expect_err("two ways to an id")
+            .to_string();
+        assert!(error.contains("join:"), "{error}");
+    }
 
     #[test]
     fn every_problem_is_named_at_once() {

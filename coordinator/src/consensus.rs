@@ -20,6 +20,7 @@
 //! A member that cannot write, or reads something that cannot be, stops ([`halt`]): its peers go
 //! on, whereas a member that guesses can make two of them disagree.
 
+pub mod change;
 pub mod core;
 pub mod counters;
 pub mod driver;

@@ -181,9 +181,8 @@ pub enum WriteError {
 #[derive(Clone)]
 pub struct Farm {
     handle: Handle<LedgerMachine>,
-    /// Peer addresses by member id.
-    peers: Arc<BTreeMap<u64, String>>,
-    channels: Arc<Mutex<BTreeMap<u64, Channel>>>,
+    /// By address: a member may move.
+    channels: Arc<Mutex<BTreeMap<String, Channel>>>,
     token: Arc<str>,
     dialer: Dialer,
     clock: SharedClock,
@@ -201,16 +200,10 @@ impl std::fmt::Debug for Farm {
 }
 
 impl Farm {
-    /// `peers`: host:port of every member by id; `token`: what members show each other.
-    pub fn new(
-        handle: Handle<LedgerMachine>,
-        peers: BTreeMap<u64, String>,
-        token: &str,
-        clock: SharedClock,
-    ) -> Farm {
+    /// `token`: what members show each other.
+    pub fn new(handle: Handle<LedgerMachine>, token: &str, clock: SharedClock) -> Farm {
         Farm {
             handle,
-            peers: Arc::new(peers),
             channels: Arc::default(),
             token: token.into(),
             dialer: Dialer::plain(),
@@ -347,21 +340,25 @@ impl Farm {
         self.handle.leading()
     }
 
+    /// Where the members answer.
+    pub fn addresses(&self) -> Vec<String> {
+        let status = self.status();
+        let status = status.borrow();
+        let members = status.members.keys();
+        members.filter_map(|id| address(&status, *id)).collect()
+    }
+
     /// Where the leader answers, if one is known.
     pub fn leader_address(&self) -> Option<String> {
-        let leader = self.status().borrow().leader?;
-        self.peers.get(&leader).cloned()
+        let status = self.status();
+        let status = status.borrow();
+        address(&status, status.leader?)
     }
 
     /// A connection to the member that leads, if one is known.
     pub fn leader_channel(&self) -> Option<Channel> {
         let leader = self.status().borrow().leader?;
         self.channel(leader)
-    }
-
-    /// Addresses of all members by id.
-    pub fn peers(&self) -> &BTreeMap<u64, String> {
-        &self.peers
     }
 
     /// Writes as the leader itself. Refused on a member that does not lead.
@@ -469,16 +466,16 @@ impl Farm {
     }
 
     fn channel(&self, member: u64) -> Option<Channel> {
+        let address = address(&self.status().borrow(), member)?;
         let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(channel) = channels.get(&member) {
+        if let Some(channel) = channels.get(&address) {
             return Some(channel.clone());
         }
-        let address = self.peers.get(&member)?;
         let channel = Endpoint::from_shared(format!("http://{address}"))
             .ok()?
             .connect_timeout(FORWARD_DEADLINE)
             .connect_with_connector_lazy(self.dialer.connector());
-        channels.insert(member, channel.clone());
+        channels.insert(address, channel.clone());
         Some(channel)
     }
 }
@@ -491,6 +488,12 @@ fn not_carried(status: &tonic::Status) -> ProposeError {
         tonic::Code::ResourceExhausted => ProposeError::Overloaded,
         _ => ProposeError::Unknown,
     }
+}
+
+/// Where a member is reached, if the group knows it.
+fn address(status: &Status, member: u64) -> Option<String> {
+    let record = status.members.get(&member)?;
+    Some(record.address.clone()).filter(|address| !address.is_empty())
 }
 
 fn written(seq: Seq, result: Result<Answer, Rejected>) -> Result<Written, WriteError> {
@@ -506,7 +509,7 @@ fn give_up(err: ProposeError) -> WriteError {
             within: Duration::ZERO,
         },
         ProposeError::Unknown | ProposeError::Stopped => WriteError::Unknown,
-        ProposeError::Overloaded | ProposeError::ChangePending => WriteError::Overloaded,
+        ProposeError::Overloaded => WriteError::Overloaded,
         err @ ProposeError::TooLarge { .. } => WriteError::TooLarge(err.to_string()),
     }
 }

@@ -9,8 +9,11 @@ use crate::consensus::replica::Role;
 use crate::farm::Farm;
 use crate::leader::Leader;
 
+mod group;
+
 /// Registers the member's gauges.
 pub fn publish(metrics: &Metrics, farm: &Farm, leader: &Arc<Leader>) {
+    group::publish(metrics, farm);
     let term = metrics.gauge(Metric::RaftTerm);
     let leads = metrics.gauge(Metric::RaftIsLeader);
     let commit = metrics.gauge(Metric::RaftCommitIndex);

@@ -10,6 +10,7 @@ pub mod feed;
 mod gate;
 mod gauges;
 pub mod git;
+mod join;
 pub mod leader;
 pub mod ports;
 mod retention;

@@ -32,10 +32,11 @@ use crate::consensus::halt::Halt;
 use crate::consensus::ledger::LedgerMachine;
 use crate::consensus::open::{Membership, OpenError, StoreOptions};
 use crate::consensus::options::Options;
-use crate::consensus::transport::grpc::{AddressError, LinkOptions, Links, PeerServer};
+use crate::consensus::transport::grpc::{LinkOptions, Links, PeerServer};
 use crate::farm::Farm;
 use crate::gauges;
 use crate::git;
+use crate::join::{self, WhoError};
 use crate::leader::sessions::WorkerService;
 use crate::leader::{self, Leader};
 use crate::ports::{self, Ports, PortsError};
@@ -74,9 +75,9 @@ pub enum RunError {
     /// Opening broke off.
     #[error("open the member's data")]
     OpenLost(#[source] Lost),
-    /// A peer's address is none.
+    /// It cannot be told who we are in the group.
     #[error(transparent)]
-    Peer(AddressError),
+    Who(WhoError),
     /// The artifact store cannot be opened.
     #[error("open the artifact store")]
     Store(#[source] oast_artifacts::StoreError),
@@ -118,39 +119,29 @@ pub async fn run(
     let ports = Ports::take(&config, &clock, &metrics).map_err(RunError::Ports)?;
     let peer_token = read_peer_token(&config)?;
     let authorization = bearer(&config, &peer_token)?;
-    let setup = setup(&config, &clock);
+    let links = LinkOptions {
+        authorization: Some(authorization),
+        dialer: ports.dialer(),
+        ..LinkOptions::default()
+    };
+    let membership = join::membership(&config, &links, &clock);
+    let membership = tokio::select! {
+        biased;
+        () = shutdown.cancelled() => return Ok(()),
+        membership = membership => membership.map_err(RunError::Who)?,
+    };
+    let setup = setup(&config, membership, &clock);
     let member = tasks
         .blocking("open-member", move || driver::open::<LedgerMachine>(setup))
         .await
         .map_err(RunError::OpenLost)?
         .map_err(RunError::Open)?;
     let handle = member.handle();
-    let addresses = config
-        .peers_by_id()
-        .into_iter()
-        .map(|(id, address)| (id, format!("http://{address}")))
-        .collect();
-    let links = Links::start(
-        &handle,
-        &addresses,
-        LinkOptions {
-            authorization: Some(authorization),
-            dialer: ports.dialer(),
-            ..LinkOptions::default()
-        },
-        &tasks,
-        &clock,
-    )
-    .map_err(RunError::Peer)?;
+    let links = Links::start(&handle, links, &tasks, &clock);
     let running = member.start(links).map_err(RunError::Start)?;
 
-    let farm = Farm::new(
-        handle.clone(),
-        config.peers_by_id(),
-        peer_token.expose(),
-        clock.clone(),
-    )
-    .dialing(ports.dialer());
+    let farm =
+        Farm::new(handle.clone(), peer_token.expose(), clock.clone()).dialing(ports.dialer());
     let secrets = Secrets::open(&config.secrets_dir()).map_err(RunError::Secrets)?;
     let options = leader::Options {
         lease_ttl: config.lease_ttl.duration(),
@@ -234,7 +225,7 @@ pub async fn run(
     ports
         .serve(people, answered, &serving)
         .map_err(RunError::Start)?;
-    info!(member = config.member, farm = %config.farm, address = %config.listen, "Member runs.");
+    info!(member = handle.member(), farm = %config.farm, address = %config.listen, "Member runs.");
 
     tasks.spawn("readiness", TaskKind::BACKGROUND, async move {
         let mut status = farm.status();
@@ -258,14 +249,10 @@ pub async fn run(
     Ok(())
 }
 
-fn setup(config: &CoordinatorConfig, clock: &SharedClock) -> Setup {
+fn setup(config: &CoordinatorConfig, membership: Membership, clock: &SharedClock) -> Setup {
     Setup {
         directory: config.data_dir.clone(),
-        membership: Membership {
-            cluster: config.farm.clone(),
-            member: config.member,
-            initial: config.peers_by_id().into_keys().collect(),
-        },
+        membership,
         options: Options {
             tick: config.tick.duration(),
             ..Options::default()

@@ -6,6 +6,7 @@
 //!   that was read back and verified.
 //! * [`state`]: the applied records and the history (sled). A convenience: it saves replaying the
 //!   log at start and can always be rebuilt from the two above.
+//! * [`members`]: who belongs to the group, replicated, kept beside the configuration.
 //! * [`identity`]: which farm, which member and which incarnation this data directory belongs to.
 //!
 //! ```text
@@ -22,6 +23,7 @@
 pub mod disk;
 pub mod identity;
 pub mod log;
+pub mod members;
 pub mod snapshot;
 pub mod state;
 

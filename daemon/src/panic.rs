@@ -5,6 +5,7 @@
 //! on stderr and in the log, and aborts. Tests do not install it.
 
 use std::backtrace::Backtrace;
+use std::cell::Cell;
 use std::io::Write;
 use std::time::Duration;
 
@@ -14,6 +15,32 @@ use crate::task::message_of;
 
 /// Time the log may take to write the message, in case its writer is what panicked.
 const LOG_GRACE: Duration = Duration::from_secs(2);
+
+thread_local! {
+    static DOING: Cell<Option<&'static str>> = const { Cell::new(None) };
+}
+
+/// Does `work`; if it panics, `advice` says what that means and what to do about it. For
+/// libraries that panic when the machine fails them, such as a log on a disk that is broken.
+pub fn doing<T>(advice: &'static str, work: impl FnOnce() -> T) -> T {
+    struct Restore(Option<&'static str>);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            // After a panic it stays for whoever reports it.
+            if !std::thread::panicking() {
+                DOING.set(self.0);
+            }
+        }
+    }
+    let _restore = Restore(DOING.replace(Some(advice)));
+    work()
+}
+
+/// What this thread was [`doing`] when it panicked.
+#[must_use]
+pub fn advice() -> Option<&'static str> {
+    DOING.get()
+}
 
 /// Makes every panic of this process print its place and abort.
 pub fn abort_on_panic() {
@@ -28,6 +55,9 @@ pub fn abort_on_panic() {
             std::io::stderr(),
             "oast: bug: thread {thread} panicked at {place}: {message}\n{trace}"
         );
+        if let Some(advice) = advice() {
+            let _ = writeln!(std::io::stderr(), "oast: {advice}");
+        }
         abort_after_grace();
         error!(%place, %message, thread, "A broken invariant; aborting.");
         std::process::abort();
@@ -52,6 +82,15 @@ mod tests {
 
     /// Set in the child that is to panic.
     const CHILD: &str = "OAST_TEST_PANIC_CHILD";
+
+    #[test]
+    fn the_advice_outlives_the_panic_and_nothing_else() {
+        assert_eq!(super::doing("inner", super::advice), Some("inner"));
+        assert_eq!(super::advice(), None);
+        let caught = std::panic::catch_unwind(|| super::doing("buy a disk", || panic!("EIO")));
+        assert!(caught.is_err());
+        assert_eq!(super::advice(), Some("buy a disk"));
+    }
 
     #[test]
     fn a_panic_in_any_thread_is_told_with_its_place_and_aborts_the_process() {

@@ -43,6 +43,7 @@ pub const KILL: i32 = 9;
 pub struct Plan {
     oast: PathBuf,
     members: u16,
+    spares: u16,
     workers: Vec<Vec<&'static str>>,
     cloud: bool,
     worker_extra: String,
@@ -57,6 +58,7 @@ impl Plan {
         Plan {
             oast: oast.to_owned(),
             members: 3,
+            spares: 0,
             workers: Vec::new(),
             cloud: false,
             worker_extra: String::new(),
@@ -77,6 +79,13 @@ impl Plan {
     #[must_use]
     pub fn members(mut self, members: u16) -> Plan {
         self.members = members;
+        self
+    }
+
+    /// That many members more that are not started: they are to join later.
+    #[must_use]
+    pub fn spares(mut self, spares: u16) -> Plan {
+        self.spares = spares;
         self
     }
 
@@ -288,9 +297,20 @@ impl Farm {
     /// # Errors
     /// There is no such member.
     pub fn api_as(&self, id: usize, token: Option<&str>) -> Result<Api> {
-        let members = self.members();
-        let address = members.get(id.wrapping_sub(1)).context("no such member")?;
-        Api::new(address, token)
+        ensure!((1..=self.slots()).contains(&id), "no such member");
+        Api::new(&self.address(id), token)
+    }
+
+    /// Where member `id` (from 1) is, also a spare one.
+    #[must_use]
+    pub fn address(&self, id: usize) -> String {
+        let offset = u16::try_from(id.wrapping_sub(1)).unwrap_or(0);
+        self.ports.at(offset).to_string()
+    }
+
+    /// Members and spare ones.
+    fn slots(&self) -> usize {
+        usize::from(self.plan.members + self.plan.spares)
     }
 
     /// The command line, for this farm and with the administrator's token.
@@ -420,14 +440,14 @@ impl Farm {
     /// Nobody else leads in time.
     pub async fn leader_but(&self, other: usize) -> Result<usize> {
         let leader = until("a leader", START, async || {
-            for id in 1..=usize::from(self.plan.members) {
+            for id in 1..=self.slots() {
                 if self.life(&format!("member-{id}")).pid.is_none() {
                     continue;
                 }
                 let peers = self
                     .api(id)?
                     .operator()
-                    .list_peers(call(ListPeersRequest {}))
+                    .list_peers(call(ListPeersRequest::default()))
                     .await;
                 let Ok(peers) = peers else { continue };
                 let leader = usize::try_from(peers.into_inner().leader)?;
@@ -629,7 +649,7 @@ impl Farm {
     }
 
     fn write_configs(&self) -> Result<()> {
-        for id in 1..=self.plan.members {
+        for id in 1..=self.plan.members + self.plan.spares {
             self.write_config(&format!("member-{id}"), &self.member_config(id))?;
         }
         for (place, capabilities) in self.plan.workers.iter().enumerate() {
@@ -674,9 +694,14 @@ impl Farm {
                 self.ports.at(FARM_PORT + id - 1),
             ),
         };
+        let (who, peers) = if id > self.plan.members {
+            (format!("join = {:?}\n", self.farm_ports()), String::new())
+        } else {
+            (format!("member = {id}\n"), format!("\n[peers]\n{peers}"))
+        };
         format!(
-            "farm = \"test\"\nmember = {id}\nlisten = \"{}\"\ndata_dir = \"{}\"\nstore_dir = \"{}\"\n\
-             peer_token_file = \"{}\"\nlease_ttl = \"3s\"\nheartbeat = \"500ms\"\n\n[peers]\n{peers}{tls}",
+            "farm = \"test\"\n{who}listen = \"{}\"\ndata_dir = \"{}\"\nstore_dir = \"{}\"\n\
+             peer_token_file = \"{}\"\nlease_ttl = \"3s\"\nheartbeat = \"500ms\"\n{peers}{tls}",
             self.ports.at(id - 1),
             self.path(&format!("member-{id}")),
             self.path("store"),

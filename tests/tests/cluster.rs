@@ -334,7 +334,7 @@ async fn a_member_that_lost_its_disk_is_not_let_back() -> Result<()> {
     let peers = farm
         .api(leader)?
         .operator()
-        .list_peers(call(ListPeersRequest {}))
+        .list_peers(call(ListPeersRequest::default()))
         .await?;
     ensure!(peers.into_inner().leader != lost as u64);
     farm.finish().await

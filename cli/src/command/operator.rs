@@ -8,8 +8,9 @@ use super::block_on;
 use super::pki::{self, Pki};
 use super::worker_token::{self, WorkerToken};
 use crate::context::Connect;
-use crate::output::{DECLINED, Output, confirm, note, table};
-use crate::shape;
+use crate::output::{DECLINED, Output, confirm, note};
+
+mod raft;
 
 /// Look after the farm itself
 #[derive(Debug, clap::Args)]
@@ -26,7 +27,7 @@ pub struct Args {
 enum Command {
     /// The members' agreement on the farm's state
     #[command(subcommand)]
-    Raft(Raft),
+    Raft(raft::Raft),
     /// Who may talk to the farm
     #[command(subcommand)]
     Token(Token),
@@ -36,13 +37,6 @@ enum Command {
     /// The farm's own authority and its certificates
     #[command(subcommand)]
     Pki(Pki),
-}
-
-#[derive(Debug, clap::Subcommand)]
-enum Raft {
-    /// List the members, which of them leads and how far each is
-    #[command(visible_alias = "list")]
-    ListPeers,
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -84,7 +78,7 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
     let (connect, output) = (&args.connect, args.output);
     block_on(async {
         match &args.command {
-            Command::Raft(Raft::ListPeers) => peers(connect, output).await,
+            Command::Raft(what) => raft::run(connect, output, what).await,
             Command::Token(Token::Create {
                 name,
                 role,
@@ -95,46 +89,6 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
             Command::Pki(command) => pki::run(command, output),
         }
     })
-}
-
-async fn peers(connect: &Connect, output: Output) -> anyhow::Result<Exit> {
-    let client = connect.client()?;
-    let found = client
-        .call(|member| async move { member.operator().list_peers(v1::ListPeersRequest {}).await })
-        .await?;
-    let found = shape::ListPeersResponse::from(found);
-    output.one(&found.leader.to_string(), &found, || {
-        let rows = found.peers.iter().map(|peer| {
-            [
-                peer.id.to_string(),
-                peer.address.clone(),
-                peer.role.clone(),
-                if peer.voter { "voter" } else { "learner" }.to_owned(),
-                number(peer.matched),
-                number(peer.applied),
-            ]
-        });
-        let leader = if found.leader == 0 {
-            "nobody leads".to_owned()
-        } else {
-            format!("member {} leads", found.leader)
-        };
-        let peers = table(
-            ["MEMBER", "ADDRESS", "ROLE", "VOTES", "MATCHED", "APPLIED"],
-            rows,
-        );
-        format!("{peers}\nterm {}: {leader}\n", found.term)
-    })?;
-    Ok(Exit::Ok)
-}
-
-/// 0 is "not known here".
-fn number(number: u64) -> String {
-    if number == 0 {
-        "-".to_owned()
-    } else {
-        number.to_string()
-    }
 }
 
 async fn create(

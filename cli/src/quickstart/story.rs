@@ -389,7 +389,7 @@ impl Stage {
         let end = clock.monotonic() + WAIT;
         while clock.monotonic() < end {
             let mut operator = self.client.member().operator();
-            let asked = operator.list_peers(ListPeersRequest {});
+            let asked = operator.list_peers(ListPeersRequest::default());
             match timeout(&clock, Duration::from_secs(1), asked).await {
                 Ok(Ok(peers)) => {
                     let leader = peers.into_inner().leader;

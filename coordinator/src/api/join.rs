@@ -63,7 +63,7 @@ impl WorkerTokens for Api {
         Ok(Response::new(v1::CreateWorkerTokenResponse {
             token: token.expose().clone(),
             ca_hash: root.pin(),
-            addresses: self.farm.peers().values().cloned().collect(),
+            addresses: self.farm.addresses(),
             expires_at_ms: made.map_or(0, |made| made.expires_at.as_millis()),
         }))
     }

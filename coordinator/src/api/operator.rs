@@ -13,8 +13,8 @@ use tonic::{Code, Response, Status};
 use super::auth::{self, Caller, caller};
 use super::runs::optional_name;
 use super::sight::WorkerSight;
-use super::{Api, page, status};
-use crate::consensus::replica;
+use super::{Api, group, page, status};
+use crate::consensus::change::Change;
 use crate::farm::Patience;
 
 /// Workers in one answer unless asked for fewer or more.
@@ -146,15 +146,104 @@ impl Operator for Api {
         &self,
         request: tonic::Request<v1::ListPeersRequest>,
     ) -> Result<Response<v1::ListPeersResponse>, Status> {
-        caller(&request)?.may(Verb::View, None)?;
+        let caller = caller(&request)?;
+        caller.may(Verb::View, None)?;
+        let asked = request.into_inner();
+        if asked.from_leader
+            && let Ok(Some(leader)) = self.elsewhere(&caller)
+        {
+            let mut leader = OperatorClient::new(leader);
+            return leader.list_peers(self.pass_on(asked, &caller)?).await;
+        }
         let status = self.farm.status().borrow().clone();
-        let members = status.voters.iter().chain(&status.learners);
-        let peers = members.map(|id| self.peer(*id, &status)).collect();
         Ok(Response::new(v1::ListPeersResponse {
-            peers,
+            peers: group::peers(&status),
             term: status.term,
             leader: status.leader.unwrap_or(0),
         }))
+    }
+
+    async fn get_raft_status(
+        &self,
+        request: tonic::Request<v1::GetRaftStatusRequest>,
+    ) -> Result<Response<v1::RaftStatus>, Status> {
+        caller(&request)?.may(Verb::View, None)?;
+        let status = self.farm.status().borrow().clone();
+        Ok(Response::new(group::status(&status)))
+    }
+
+    async fn add_learners(
+        &self,
+        request: tonic::Request<v1::AddLearnersRequest>,
+    ) -> Result<Response<v1::AddLearnersResponse>, Status> {
+        let caller = caller(&request)?;
+        caller.may(Verb::Manage, None)?;
+        let asked = request.into_inner();
+        group::check_addresses(&asked.addresses)?;
+        if let Some(leader) = self.elsewhere(&caller)? {
+            let mut leader = OperatorClient::new(leader);
+            return leader.add_learners(self.pass_on(asked, &caller)?).await;
+        }
+        let change = Change::AddLearners(asked.addresses);
+        let members = self
+            .change_group(&caller, &asked.request_id, change)
+            .await?;
+        Ok(Response::new(v1::AddLearnersResponse { members }))
+    }
+
+    async fn promote_member(
+        &self,
+        request: tonic::Request<v1::PromoteMemberRequest>,
+    ) -> Result<Response<v1::PromoteMemberResponse>, Status> {
+        let caller = caller(&request)?;
+        caller.may(Verb::Manage, None)?;
+        let asked = request.into_inner();
+        if let Some(leader) = self.elsewhere(&caller)? {
+            let mut leader = OperatorClient::new(leader);
+            return leader.promote_member(self.pass_on(asked, &caller)?).await;
+        }
+        let change = Change::Promote {
+            member: asked.member,
+            replaces: Some(asked.replaces).filter(|member| *member != 0),
+        };
+        self.change_group(&caller, &asked.request_id, change)
+            .await?;
+        Ok(Response::new(v1::PromoteMemberResponse {}))
+    }
+
+    async fn remove_member(
+        &self,
+        request: tonic::Request<v1::RemoveMemberRequest>,
+    ) -> Result<Response<v1::RemoveMemberResponse>, Status> {
+        let caller = caller(&request)?;
+        caller.may(Verb::Manage, None)?;
+        let asked = request.into_inner();
+        if let Some(leader) = self.elsewhere(&caller)? {
+            let mut leader = OperatorClient::new(leader);
+            return leader.remove_member(self.pass_on(asked, &caller)?).await;
+        }
+        let change = Change::Remove(asked.member);
+        self.change_group(&caller, &asked.request_id, change)
+            .await?;
+        Ok(Response::new(v1::RemoveMemberResponse {}))
+    }
+
+    async fn transfer_leadership(
+        &self,
+        request: tonic::Request<v1::TransferLeadershipRequest>,
+    ) -> Result<Response<v1::TransferLeadershipResponse>, Status> {
+        let caller = caller(&request)?;
+        caller.may(Verb::Manage, None)?;
+        let asked = request.into_inner();
+        if let Some(leader) = self.elsewhere(&caller)? {
+            let mut leader = OperatorClient::new(leader);
+            return leader
+                .transfer_leadership(self.pass_on(asked, &caller)?)
+                .await;
+        }
+        let to = Some(asked.member).filter(|member| *member != 0);
+        let leader = self.hand_over(&caller, &asked.request_id, to).await?;
+        Ok(Response::new(v1::TransferLeadershipResponse { leader }))
     }
 
     async fn init_farm(
@@ -211,29 +300,6 @@ impl Api {
                 .unwrap_or_default(),
             farm: self.farm.view().farm().name.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-        }
-    }
-
-    fn peer(&self, id: u64, status: &replica::Status) -> v1::Peer {
-        let own = id == status.member;
-        let role = match status.role {
-            _ if status.leader == Some(id) => "leader",
-            replica::Role::Candidate if own => "candidate",
-            _ if own => "follower",
-            _ if status.leader.is_some() => "follower",
-            _ => "unknown",
-        };
-        let progress = status.peers.iter().find(|peer| peer.member == id);
-        v1::Peer {
-            id,
-            address: self.farm.peers().get(&id).cloned().unwrap_or_default(),
-            role: role.to_owned(),
-            voter: status.voters.contains(&id),
-            matched: match own {
-                true => status.last,
-                false => progress.map_or(0, |peer| peer.matched),
-            },
-            applied: if own { status.applied } else { 0 },
         }
     }
 }

@@ -160,7 +160,8 @@ impl Member {
             membership: Membership {
                 cluster: "test".to_owned(),
                 member: id,
-                initial: peers.keys().copied().collect(),
+                initial: peers.clone(),
+                ..Membership::default()
             },
             options: Options {
                 tick: Duration::from_millis(20),
@@ -176,7 +177,7 @@ impl Member {
         let running = open.start(network.clone()).unwrap();
         let shutdown = CancellationToken::new();
         let tasks = Tasks::new(clock.clone(), shutdown.clone());
-        let farm = Farm::new(handle.clone(), peers.clone(), "peers", clock.clone());
+        let farm = Farm::new(handle.clone(), "peers", clock.clone());
         let root = Utf8Path::from_path(folder.path()).unwrap();
         let artifacts = ArtifactStore::open(&root.join("store")).unwrap();
         let eye = Arc::new(Eye::default());

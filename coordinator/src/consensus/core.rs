@@ -19,17 +19,24 @@
 //! from before a member lost its log panics; election timeouts come from a thread-local random
 //! generator. No clock and no thread in here.
 
+use std::sync::Arc;
+
+use oast_daemon::panic::doing;
+use oast_proto::peer::v1::DigestVerdict;
 use protobuf::Message as _;
 use raft::eraftpb::{
-    ConfChange, ConfChangeV2, ConfState, Entry, EntryType, HardState, Message, MessageType,
-    Snapshot,
+    ConfChangeV2, ConfState, Entry, EntryType, HardState, Message, MessageType, Snapshot,
 };
 use raft::{Config, ProgressState, RawNode, ReadOnlyOption, ReadState, SnapshotStatus, StateRole};
 
+use super::change;
+use super::counters::{Counters, Timed};
+use super::halt::DISK_FAILED;
 use super::logger;
 use super::options::Options;
 use super::storage::RaftStorage;
 use crate::store::log::{LogError, LogMeta, LogPosition, LogStore, LogWrite};
+use crate::store::members::Members;
 use crate::store::snapshot::SnapshotOffer;
 
 /// A committed entry for the host. `data` is empty for entries that only Raft itself cares about.
@@ -39,6 +46,8 @@ pub struct Committed {
     pub position: LogPosition,
     /// Envelope, or empty.
     pub data: bytes::Bytes,
+    /// What most voters' states look like, if the entry says so.
+    pub verdict: Option<DigestVerdict>,
 }
 
 /// What a received snapshot was turned into.
@@ -48,6 +57,8 @@ pub struct Installed {
     pub state_dir: String,
     /// The file, now on our own shelf.
     pub offer: SnapshotOffer,
+    /// The members in it.
+    pub members: Members,
 }
 
 /// What the core needs done around it during a round.
@@ -68,6 +79,8 @@ pub trait Host {
     fn apply(&mut self, entries: Vec<Committed>) -> Result<(), Self::Error>;
     /// Reads that may be served once their index is applied.
     fn reads(&mut self, states: Vec<ReadState>);
+    /// A change of the group took its turn: it is in force, or why all members passed over it.
+    fn settled(&mut self, position: LogPosition, outcome: Result<(), String>);
 }
 
 /// The member cannot go on.
@@ -79,6 +92,14 @@ pub enum CoreError {
     /// The log failed.
     #[error("keep the log")]
     Log(#[source] LogError),
+    /// A change of the group that this binary does not know.
+    #[error("apply the change of the group in log entry {index}: {problem}")]
+    Group {
+        /// Log index.
+        index: u64,
+        /// What does not fit.
+        problem: String,
+    },
     /// The leader knows more of our log than we do.
     #[error(
         "go on as member {member}: the leader counts on entry {wanted}, our log ends at {last}. This data directory lost what it acknowledged; remove this member and add it again under a new id"
@@ -125,6 +146,9 @@ pub struct Core<L: LogStore> {
     node: RawNode<RaftStorage<L>>,
     election_ticks: usize,
     seed: u64,
+    /// Must not stand for election.
+    barred: bool,
+    counters: Arc<Counters>,
 }
 
 impl<L: LogStore> std::fmt::Debug for Core<L> {
@@ -148,6 +172,7 @@ impl<L: LogStore> Core<L> {
         log: L,
         offer: Option<(SnapshotOffer, ConfState)>,
         applied: u64,
+        counters: Arc<Counters>,
     ) -> Result<Self, CoreError> {
         let config = Config {
             id: member,
@@ -174,6 +199,8 @@ impl<L: LogStore> Core<L> {
             node,
             election_ticks: options.election_ticks,
             seed: options.seed,
+            barred: false,
+            counters,
         };
         core.settle();
         Ok(core)
@@ -189,13 +216,36 @@ impl<L: LogStore> Core<L> {
         let rank = voters.iter().position(|id| *id == raft.id).unwrap_or(0) as u64;
         let slot = (rank + mix(self.seed ^ raft.term)) % count;
         let spread = slot * self.election_ticks as u64 / count;
-        let timeout = self.election_ticks + usize::try_from(spread).unwrap_or(0);
+        let timeout = if self.barred {
+            // The longest that raft-rs takes; `tick` stops short of it.
+            2 * self.election_ticks - 1
+        } else {
+            self.election_ticks + usize::try_from(spread).unwrap_or(0)
+        };
         self.node.raft.set_randomized_election_timeout(timeout);
     }
 
     /// Lets one tick pass.
     pub fn tick(&mut self) {
-        self.node.tick();
+        // A barred member lets its time stand still just before it would campaign, but after it
+        // believes the leader dead, so that it votes for others.
+        let held = self.barred
+            && !self.leads()
+            && self.node.raft.election_elapsed + 2 >= 2 * self.election_ticks;
+        if !held {
+            self.node.tick();
+        }
+        self.settle();
+    }
+
+    /// Whether this member must not stand for election.
+    pub fn barred(&self) -> bool {
+        self.barred
+    }
+
+    /// Forbids or allows this member to stand for election.
+    pub fn set_barred(&mut self, barred: bool) {
+        self.barred = barred;
         self.settle();
     }
 
@@ -205,9 +255,14 @@ impl<L: LogStore> Core<L> {
     /// [`CoreError::LostLog`] if our data directory lost acknowledged entries.
     pub fn receive(&mut self, message: Message) -> Result<(), CoreError> {
         let raft = &self.node.raft;
+        if message.to != raft.id {
+            return Ok(());
+        }
         match message.get_msg_type() {
             // Proposals never travel as raft messages: the answer would have nowhere to go.
             MessageType::MsgPropose => return Ok(()),
+            // Somebody who does not know yet that we must not lead.
+            MessageType::MsgTimeoutNow if self.barred => return Ok(()),
             MessageType::MsgHeartbeat
                 if message.term >= raft.term && message.commit > raft.raft_log.last_index() =>
             {
@@ -219,13 +274,11 @@ impl<L: LogStore> Core<L> {
             }
             _ => {}
         }
-        if message.to == raft.id {
-            // Errors say that the sender is unknown or that the message is local: not for us.
-            if let Err(error) = self.node.step(message) {
-                tracing::debug!(%error, "A peer's message was not used.");
-            }
-            self.settle();
+        // Errors say that the sender is unknown or that the message is local: not for us.
+        if let Err(error) = self.node.step(message) {
+            tracing::debug!(%error, "A peer's message was not used.");
         }
+        self.settle();
         Ok(())
     }
 
@@ -246,12 +299,32 @@ impl<L: LogStore> Core<L> {
     /// [`Refused`]; [`Refused::ChangePending`] while an earlier change is not applied.
     pub fn propose_change(&mut self, change: ConfChangeV2) -> Result<LogPosition, Refused> {
         self.check_leading()?;
-        if self.node.raft.has_pending_conf() || self.joint() {
+        if self.change_pending() {
             return Err(Refused::ChangePending);
         }
         let proposed = self.node.propose_conf_change(Vec::new(), change);
         self.settle();
         self.proposed(proposed)
+    }
+
+    /// Appends an entry that changes the group, but not raft's configuration.
+    ///
+    /// # Errors
+    /// [`Refused`]; the entry is certain not to be applied.
+    pub fn propose_note(
+        &mut self,
+        data: Vec<u8>,
+        context: Vec<u8>,
+    ) -> Result<LogPosition, Refused> {
+        self.check_leading()?;
+        let proposed = self.node.propose(context, data);
+        self.settle();
+        self.proposed(proposed)
+    }
+
+    /// Whether a change of the configuration is under way.
+    pub fn change_pending(&self) -> bool {
+        self.leads() && self.node.raft.has_pending_conf() || self.joint()
     }
 
     fn check_leading(&self) -> Result<(), Refused> {
@@ -345,12 +418,14 @@ impl<L: LogStore> Core<L> {
             return Ok(());
         };
         change(&mut meta);
-        log.write(LogWrite {
-            meta: Some(meta),
-            sync: true,
-            ..LogWrite::default()
-        })
-        .map_err(CoreError::Log)
+        persist(
+            log,
+            LogWrite {
+                meta: Some(meta),
+                sync: true,
+                ..LogWrite::default()
+            },
+        )
     }
 
     /// Drops entries up to and including `index`, which must be applied and in a snapshot file.
@@ -415,8 +490,10 @@ impl<L: LogStore> Core<L> {
             installed = Some((done.offer, snapshot.get_metadata().get_conf_state().clone()));
         }
         if write.reset || !write.entries.is_empty() || write.hard_state.is_some() {
+            let began = write.sync.then(|| self.counters.begin()).flatten();
             let store = self.node.mut_store();
-            store.log.write(write).map_err(CoreError::Log)?;
+            persist(&mut store.log, write)?;
+            self.counters.end(Timed::Fsync, began);
             if installed.is_some() {
                 store.offer = installed;
             }
@@ -437,6 +514,7 @@ impl<L: LogStore> Core<L> {
         if applied > 0 {
             self.node.advance_apply_to(applied);
         }
+        self.step_down_if_removed();
         self.settle();
         Ok(true)
     }
@@ -456,6 +534,7 @@ impl<L: LogStore> Core<L> {
                 term: metadata.term,
             },
             conf_state: metadata.get_conf_state().clone(),
+            members: done.members.clone(),
             conf_index: metadata.index,
             state_dir: done.state_dir.clone(),
             ..meta
@@ -474,67 +553,157 @@ impl<L: LogStore> Core<L> {
         };
         let mut committed = Vec::with_capacity(entries.len());
         for mut entry in entries {
+            let position = LogPosition {
+                index: entry.index,
+                term: entry.term,
+            };
+            let mut verdict = None;
             let data = match entry.get_entry_type() {
-                EntryType::EntryNormal => entry.take_data(),
+                EntryType::EntryNormal => {
+                    if !entry.context.is_empty() {
+                        verdict = self.note(host, &entry, position)?;
+                    }
+                    entry.take_data()
+                }
                 EntryType::EntryConfChange | EntryType::EntryConfChangeV2 => {
-                    self.reconfigure(&entry)?;
+                    self.reconfigure(host, &entry, position)?;
                     bytes::Bytes::new()
                 }
             };
             committed.push(Committed {
-                position: LogPosition {
-                    index: entry.index,
-                    term: entry.term,
-                },
+                position,
                 data,
+                verdict,
             });
         }
+        let began = self.counters.begin();
         host.apply(committed)?;
+        self.counters.end(Timed::Apply, began);
         Ok(last)
     }
 
-    fn reconfigure(&mut self, entry: &Entry) -> Result<(), CoreError> {
-        // Replayed after a restart: the stored configuration already has it.
-        if self
-            .meta()
-            .is_some_and(|meta| meta.conf_index >= entry.index)
-        {
+    /// Whether the stored configuration has this entry already: it is replayed after a restart.
+    fn has_change(&self, index: u64) -> bool {
+        self.meta().is_some_and(|meta| meta.conf_index >= index)
+    }
+
+    /// What the members are after a change; the inner error says why it is passed over.
+    fn judge(&self, index: u64, context: &[u8]) -> Result<Result<Members, String>, CoreError> {
+        let change =
+            change::read(context).map_err(|problem| CoreError::Group { index, problem })?;
+        let meta = self.meta().ok_or_else(|| CoreError::Group {
+            index,
+            problem: "this member has no configuration".to_owned(),
+        })?;
+        Ok(change::judge(&change, &meta.members, &meta.conf_state))
+    }
+
+    /// An entry that changes the group, but not raft's configuration.
+    fn note<H: Host>(
+        &mut self,
+        host: &mut H,
+        entry: &Entry,
+        position: LogPosition,
+    ) -> Result<Option<DigestVerdict>, CoreError> {
+        let index = entry.index;
+        let read = change::read(&entry.context);
+        let read = read.map_err(|problem| CoreError::Group { index, problem })?;
+        if let Some(change::Wire::Verdict(verdict)) = read.change {
+            return Ok(Some(verdict));
+        }
+        if self.has_change(index) {
+            return Ok(None);
+        }
+        match self.judge(index, &entry.context)? {
+            Ok(members) => {
+                self.describe(|meta| {
+                    meta.members = members;
+                    meta.conf_index = index;
+                })?;
+                host.settled(position, Ok(()));
+            }
+            Err(problem) => host.settled(position, Err(problem)),
+        }
+        Ok(None)
+    }
+
+    fn reconfigure<H: Host>(
+        &mut self,
+        host: &mut H,
+        entry: &Entry,
+        position: LogPosition,
+    ) -> Result<(), CoreError> {
+        if self.has_change(entry.index) {
             return Ok(());
         }
-        let applied = if entry.get_entry_type() == EntryType::EntryConfChange {
-            let mut change = ConfChange::default();
-            change
-                .merge_from_bytes(&entry.data)
-                .map_err(raft::Error::from)
-                .and_then(|()| self.node.apply_conf_change(&change))
-        } else {
-            let mut change = ConfChangeV2::default();
-            change
-                .merge_from_bytes(&entry.data)
-                .map_err(raft::Error::from)
-                .and_then(|()| self.node.apply_conf_change(&change))
-        };
-        match applied {
-            Ok(conf_state) => {
+        // Every member judges the same change in the same state, so all of them pass over it.
+        match self.try_reconfigure(entry)? {
+            Ok((conf_state, mut members)) => {
                 tracing::info!(
                     log_index = entry.index,
                     ?conf_state,
                     "The configuration changed."
                 );
+                members.keep(&conf_state);
                 self.describe(|meta| {
                     meta.conf_state = conf_state;
+                    meta.members = members;
                     meta.conf_index = entry.index;
-                })
+                })?;
+                host.settled(position, Ok(()));
             }
-            Err(error) => {
-                // Every member judges the same change in the same state, so all of them pass over it.
-                tracing::error!(log_index = entry.index, %error, "A configuration change is impossible and has no effect.");
-                Ok(())
+            Err(problem) => {
+                tracing::warn!(
+                    log_index = entry.index,
+                    problem,
+                    "A change of the configuration has no effect."
+                );
+                host.settled(position, Err(problem));
             }
+        }
+        Ok(())
+    }
+
+    /// The inner error says why the change is passed over.
+    fn try_reconfigure(
+        &mut self,
+        entry: &Entry,
+    ) -> Result<Result<(ConfState, Members), String>, CoreError> {
+        let mut change = ConfChangeV2::default();
+        if entry.get_entry_type() == EntryType::EntryConfChange {
+            return Ok(Err("no member ever wrote this kind".to_owned()));
+        } else if let Err(error) = change.merge_from_bytes(&entry.data) {
+            return Ok(Err(error.to_string()));
+        }
+        let members = if change.context.is_empty() {
+            // Leaving a joint configuration changes nobody's record.
+            self.meta()
+                .map(|meta| meta.members.clone())
+                .unwrap_or_default()
+        } else {
+            match self.judge(entry.index, &change.context)? {
+                Ok(members) => members,
+                Err(problem) => return Ok(Err(problem)),
+            }
+        };
+        let applied = self.node.apply_conf_change(&change);
+        Ok(applied
+            .map(|conf_state| (conf_state, members))
+            .map_err(|error| error.to_string()))
+    }
+
+    /// raft-rs lets a leader that is no member any more go on leading.
+    fn step_down_if_removed(&mut self) {
+        let id = self.node.raft.id;
+        let voters = self.node.raft.prs().conf().voters();
+        if self.leads() && !voters.contains(id) {
+            let term = self.term();
+            self.node.raft.become_follower(term, raft::INVALID_ID);
         }
     }
 
-    fn joint(&self) -> bool {
+    /// Whether the voters are changing.
+    pub fn joint(&self) -> bool {
         self.meta()
             .is_some_and(|meta| !meta.conf_state.voters_outgoing.is_empty())
     }
@@ -613,6 +782,11 @@ impl<L: LogStore> Core<L> {
         peers.sort_unstable_by_key(|peer| peer.member);
         peers
     }
+}
+
+/// The one way to the log's disk. Also a panic below says what to do.
+fn persist<L: LogStore>(log: &mut L, write: LogWrite) -> Result<(), CoreError> {
+    doing(DISK_FAILED, || log.write(write)).map_err(CoreError::Log)
 }
 
 /// SplitMix64's finaliser: spreads neighbouring inputs over the whole range.

@@ -27,6 +27,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::chain;
+use super::change::{ChangeError, Changed, is_address};
 use super::counters::{Counters, count};
 use super::halt::Halt;
 use super::handle::{Event, Handle, HistoryHolder, Outcome, ProposeReply, Published, Shared};
@@ -39,7 +40,7 @@ use super::replica::{
 use super::roster::Roster;
 use super::transport::Transport;
 use crate::store::disk;
-use crate::store::log::LogStore;
+use crate::store::log::{LogMeta, LogStore};
 use crate::store::snapshot::SnapshotFile;
 use crate::store::state::{StateRoot, StateStore};
 
@@ -52,6 +53,9 @@ pub use fetch::{make_snapshot, prepare};
 const MAX_EVENTS_PER_TURN: usize = 1024;
 /// Ticks made up for after the thread was held up; more would depose a healthy leader.
 const MAX_TICKS_PER_TURN: u32 = 3;
+
+/// Members that are remembered before the log tells of them.
+const MAX_STRANGERS: usize = 32;
 
 /// What a member needs to start.
 #[derive(Debug)]
@@ -130,16 +134,15 @@ pub fn open_with<M: Machine, L: LogStore, R: StateRoot>(
 ) -> Result<Member<M, L, R>, OpenError> {
     let Setup {
         directory,
+        membership,
         options,
         clock,
         halt,
         ..
     } = setup;
     let incoming = directory.join("incoming");
-    // A partial file is of use only to the life that began it.
-    disk::remove(&incoming)
-        .and_then(|()| disk::make_dir(&incoming))
-        .map_err(OpenError::Disk)?;
+    // What was fetched in an earlier life is gone on with: the whole is verified at the end.
+    disk::make_dir(&incoming).map_err(OpenError::Disk)?;
     let counters = Arc::new(Counters::default());
     let (root, shelf, identity) = (
         stores.root.clone(),
@@ -147,7 +150,12 @@ pub fn open_with<M: Machine, L: LogStore, R: StateRoot>(
         stores.identity.clone(),
     );
     let incarnation = oast_daemon::random::number();
-    let replica: Replica<M, L, R> = open::replica(stores, &options, incarnation, counters.clone())?;
+    let replica: Replica<M, L, R> = open::replica(
+        stores,
+        &options,
+        (incarnation, &membership.address),
+        counters.clone(),
+    )?;
     let known = replica
         .log()
         .meta()
@@ -156,7 +164,7 @@ pub fn open_with<M: Machine, L: LogStore, R: StateRoot>(
     let (queue, events) = sync_channel(options.queue);
     let shared = Arc::new(Shared {
         queue,
-        roster: Roster::new(identity, known),
+        roster: Roster::new(identity, known, membership.address),
         published: ArcSwap::from_pointee(Published {
             view: replica.view(),
             mark: replica.mark(),
@@ -167,6 +175,9 @@ pub fn open_with<M: Machine, L: LogStore, R: StateRoot>(
         history: ArcSwap::from_pointee(HistoryHolder(replica.state().history_reader())),
         counters,
     });
+    if let Some(meta) = replica.log().meta() {
+        shared.roster.set_members(meta.members.clone());
+    }
     Ok(Member {
         replica,
         root,
@@ -207,6 +218,8 @@ impl<M: Machine, L: LogStore, R: StateRoot> Member<M, L, R> {
             inbox,
             proposers: HashMap::new(),
             readers: HashMap::new(),
+            changers: HashMap::new(),
+            strangers: BTreeMap::new(),
             next_ticket: 0,
             background: Vec::new(),
             stopping: CancellationToken::new(),
@@ -287,6 +300,9 @@ struct Driver<M: Machine, L: LogStore, R: StateRoot> {
     inbox: Inbox<M, R::Store>,
     proposers: HashMap<Ticket, Proposer<M>>,
     readers: HashMap<Ticket, oneshot::Sender<Result<u64, ReadError>>>,
+    changers: HashMap<Ticket, oneshot::Sender<Result<Changed, ChangeError>>>,
+    /// Where members are that wrote to us and that our log does not know yet.
+    strangers: BTreeMap<u64, String>,
     next_ticket: Ticket,
     background: Vec<JoinHandle<()>>,
     stopping: CancellationToken,
@@ -313,7 +329,10 @@ impl<M: Machine, L: LogStore, R: StateRoot> Driver<M, L, R> {
                     .map(String::as_str)
                     .or_else(|| panic.downcast_ref::<&str>().copied())
                     .unwrap_or("unknown panic");
-                let reason = format!("a rule was broken: {message}");
+                let reason = match oast_daemon::panic::advice() {
+                    Some(advice) => format!("{advice} ({message})"),
+                    None => format!("a rule was broken: {message}"),
+                };
                 halt.stop(&reason);
                 reason
             }
@@ -328,12 +347,16 @@ impl<M: Machine, L: LogStore, R: StateRoot> Driver<M, L, R> {
         for (_, reply) in self.readers.drain() {
             let _ = reply.send(Err(ReadError::Stopped));
         }
+        for (_, reply) in self.changers.drain() {
+            let _ = reply.send(Err(ChangeError::Stopped));
+        }
         self.shared
             .status
             .send_modify(|status| status.stopped = Some(reason));
     }
 
     fn drive(&mut self) -> Result<(), String> {
+        self.members_changed();
         let mut next_tick = self.clock.monotonic() + self.options.tick;
         loop {
             let wait = next_tick.saturating_sub(self.clock.monotonic());
@@ -357,17 +380,20 @@ impl<M: Machine, L: LogStore, R: StateRoot> Driver<M, L, R> {
             }
             self.collect().map_err(|error| chain(&error))?;
             if !proposals.is_empty() {
-                let time = Reading {
-                    wall_ms: self.clock.wall().as_millis(),
-                    monotonic: self.clock.monotonic(),
-                };
-                self.replica.propose(proposals, time);
+                self.replica.propose(proposals, self.reading());
             }
             // After the messages: what they say about the leader counts before silence does.
             next_tick = self.pass_ticks(next_tick);
             self.turn().map_err(|error| chain(&error))?;
             self.publish();
             self.deliver();
+        }
+    }
+
+    fn reading(&self) -> Reading {
+        Reading {
+            wall_ms: self.clock.wall().as_millis(),
+            monotonic: self.clock.monotonic(),
         }
     }
 
@@ -417,9 +443,26 @@ impl<M: Machine, L: LogStore, R: StateRoot> Driver<M, L, R> {
             Event::Unreachable(member) => self.replica.unreachable(member),
             Event::Campaign => self.replica.campaign(),
             Event::Transfer(to) => self.replica.transfer(to),
-            Event::ChangeMembers { change, reply } => {
-                let _ = reply.send(self.replica.change_members(change));
+            Event::Change {
+                request_id,
+                change,
+                reply,
+            } => {
+                let ticket = self.ticket();
+                self.changers.insert(ticket, reply);
+                self.replica.clock(self.reading());
+                self.replica.change(ticket, &request_id, &change);
             }
+            Event::Introduce {
+                member,
+                stamp,
+                address,
+            } => {
+                self.replica.clock(self.reading());
+                self.replica.introduce(member, stamp, &address);
+                self.meet(member, address);
+            }
+            Event::Hear { from, note } => self.replica.hear(from, &note, self.reading()),
             Event::Wake => {}
             Event::Halt(reason) => return Err(reason),
             Event::Stop => return Ok(Next::Stop),
@@ -430,6 +473,7 @@ impl<M: Machine, L: LogStore, R: StateRoot> Driver<M, L, R> {
     fn pass_ticks(&mut self, mut next_tick: Duration) -> Duration {
         let now = self.clock.monotonic();
         let mut passed = 0;
+        self.replica.clock(self.reading());
         while next_tick <= now && passed < MAX_TICKS_PER_TURN {
             self.replica.tick();
             next_tick += self.options.tick;
@@ -490,7 +534,7 @@ impl<M: Machine, L: LogStore, R: StateRoot> Driver<M, L, R> {
                 Output::TakeSnapshot(job) => {
                     let (inbox, shelf) = (self.inbox.clone(), self.shared.shelf.clone());
                     self.spawn("snapshot", move || {
-                        inbox.put(Done::Snapshot(make_snapshot(&shelf, job)));
+                        inbox.put(Done::Snapshot(make_snapshot(&shelf, *job)));
                     });
                 }
                 Output::Fetch {
@@ -505,6 +549,7 @@ impl<M: Machine, L: LogStore, R: StateRoot> Driver<M, L, R> {
                         shelf: self.shared.shelf.clone(),
                         incoming: self.incoming.clone(),
                         stopping: self.stopping.clone(),
+                        counters: self.shared.counters.clone(),
                     };
                     let inbox = self.inbox.clone();
                     self.spawn("fetch", move || {
@@ -521,6 +566,15 @@ impl<M: Machine, L: LogStore, R: StateRoot> Driver<M, L, R> {
                         inbox.put(Done::History { first, records });
                     });
                 }
+                Output::Changed(ticket, result) => {
+                    if let Some(reply) = self.changers.remove(&ticket) {
+                        let _ = reply.send(result);
+                    }
+                }
+                Output::Note { to, note } => {
+                    self.transport.note(self.shared.roster.letterhead(to), note);
+                }
+                Output::MembersChanged => self.members_changed(),
                 Output::RoleChanged => {
                     let status = self.replica.status();
                     tracing::info!(
@@ -533,6 +587,34 @@ impl<M: Machine, L: LogStore, R: StateRoot> Driver<M, L, R> {
                 }
                 Output::StateReplaced => self.replace_history(),
             }
+        }
+    }
+
+    /// Remembers where a member is of which our own log does not tell yet: one that joins has to
+    /// answer before it knows its group.
+    fn meet(&mut self, member: u64, address: String) {
+        let known = |meta: &LogMeta| meta.members.known.contains_key(&member);
+        if !is_address(&address) || self.replica.log().meta().is_some_and(known) {
+            return;
+        }
+        let full = self.strangers.len() >= MAX_STRANGERS && !self.strangers.contains_key(&member);
+        if full || self.strangers.get(&member) == Some(&address) {
+            return;
+        }
+        self.strangers.insert(member, address);
+        self.members_changed();
+    }
+
+    /// Tells everybody who has to know who the members are.
+    fn members_changed(&mut self) {
+        if let Some(meta) = self.replica.log().meta() {
+            let members = &meta.members;
+            self.strangers
+                .retain(|id, _| !members.known.contains_key(id) && !members.retired(*id));
+            let mut addresses = self.strangers.clone();
+            addresses.extend(members.addresses());
+            self.shared.roster.set_members(members.clone());
+            self.transport.members(&addresses);
         }
     }
 

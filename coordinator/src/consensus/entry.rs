@@ -6,8 +6,12 @@ use prost::Message as _;
 
 use super::machine::EncodedCommand;
 
-/// Version written, and the highest one read.
-pub const ENVELOPE_VERSION: u32 = 1;
+/// Version of an entry with commands.
+const COMMANDS: u32 = 1;
+/// Version of an entry without commands, whose context is a change of the group.
+const NOTE: u32 = 2;
+/// The highest version that is read.
+pub const ENVELOPE_VERSION: u32 = NOTE;
 
 /// An entry that this binary cannot read; the member stops.
 #[derive(Debug, thiserror::Error)]
@@ -36,7 +40,7 @@ pub enum EnvelopeError {
 /// Encodes commands that are to be applied together.
 pub(crate) fn encode(now_ms: u64, commands: Vec<EncodedCommand>) -> Vec<u8> {
     LogEntry {
-        version: ENVELOPE_VERSION,
+        version: COMMANDS,
         now_ms,
         commands: commands
             .into_iter()
@@ -49,6 +53,16 @@ pub(crate) fn encode(now_ms: u64, commands: Vec<EncodedCommand>) -> Vec<u8> {
     .encode_to_vec()
 }
 
+/// Encodes an entry that carries nothing but its context.
+pub(crate) fn note(now_ms: u64) -> Vec<u8> {
+    LogEntry {
+        version: NOTE,
+        now_ms,
+        commands: Vec::new(),
+    }
+    .encode_to_vec()
+}
+
 /// Decodes the entry at `index`.
 ///
 /// # Errors
@@ -56,7 +70,7 @@ pub(crate) fn encode(now_ms: u64, commands: Vec<EncodedCommand>) -> Vec<u8> {
 pub fn decode(index: u64, data: Bytes) -> Result<LogEntry, EnvelopeError> {
     let entry =
         LogEntry::decode(data).map_err(|source| EnvelopeError::Damaged { index, source })?;
-    if entry.version != ENVELOPE_VERSION {
+    if entry.version > ENVELOPE_VERSION {
         return Err(EnvelopeError::Newer {
             index,
             version: entry.version,

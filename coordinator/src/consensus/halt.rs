@@ -6,6 +6,11 @@
 
 use std::sync::Arc;
 
+/// What a failed write or fsync of the log means. raft-engine panics on it, on purpose.
+pub const DISK_FAILED: &str = "the disk did not keep the raft log, so nobody knows what is on it; \
+    nothing of it was acknowledged. Check the disk and make room, then start the member again; if it \
+    refuses its log, remove this member and add it again under a new id";
+
 /// What to do when the member must stop.
 #[derive(Clone)]
 pub struct Halt(Arc<dyn Fn(&str) + Send + Sync>);

@@ -5,14 +5,14 @@ use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, TrySendError};
 
 use arc_swap::ArcSwap;
-use raft::eraftpb::{ConfChangeV2, Message};
+use raft::eraftpb::Message;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::change::{Change, ChangeError, Changed};
 use super::counters::{Counters, count};
 use super::machine::{EncodedCommand, Machine};
-use super::replica::{Applied, ProposeError, ReadError, Role, Status};
+use super::replica::{Applied, Note, ProposeError, ReadError, Role, Status};
 use super::roster::{Letterhead, Roster, Stranger};
-use crate::store::log::LogPosition;
 use crate::store::snapshot::{Shelf, SnapshotError, SnapshotOffer};
 use crate::store::state::{HistoryReader, Mark, StateError};
 
@@ -72,9 +72,20 @@ pub(crate) enum Event<M: Machine> {
     Unreachable(u64),
     Campaign,
     Transfer(u64),
-    ChangeMembers {
-        change: ConfChangeV2,
-        reply: oneshot::Sender<Result<LogPosition, ProposeError>>,
+    Change {
+        request_id: String,
+        change: Change,
+        reply: oneshot::Sender<Result<Changed, ChangeError>>,
+    },
+    /// A member said what the group does not know of it yet.
+    Introduce {
+        member: u64,
+        stamp: u64,
+        address: String,
+    },
+    Hear {
+        from: u64,
+        note: Note,
     },
     /// Background work has finished; its result is in the driver's inbox.
     Wake,
@@ -284,22 +295,53 @@ impl<M: Machine> Handle<M> {
         self.tell(Event::Transfer(to));
     }
 
-    /// Changes the members by joint consensus. Returns when the change is in the log; watch
-    /// [`Handle::status`] for its effect.
+    /// Changes the group, if this member leads. Returns when the change is in force. Repeated with
+    /// the same `request_id`, it answers the same.
     ///
     /// # Errors
-    /// [`ProposeError`].
-    pub async fn change_members(&self, change: ConfChangeV2) -> Result<LogPosition, ProposeError> {
+    /// [`ChangeError`]; only [`ChangeError::Unknown`] and [`ChangeError::Stopped`] leave open
+    /// whether it comes into force.
+    pub async fn change(&self, request_id: &str, change: Change) -> Result<Changed, ChangeError> {
         let (reply, answer) = oneshot::channel();
-        match self
-            .shared
-            .queue
-            .try_send(Event::ChangeMembers { change, reply })
-        {
-            Ok(()) => answer.await.unwrap_or(Err(ProposeError::Stopped)),
-            Err(TrySendError::Full(_)) => Err(ProposeError::Overloaded),
-            Err(TrySendError::Disconnected(_)) => Err(ProposeError::Stopped),
+        let event = Event::Change {
+            request_id: request_id.to_owned(),
+            change,
+            reply,
+        };
+        match self.shared.queue.try_send(event) {
+            Ok(()) => answer.await.unwrap_or(Err(ChangeError::Stopped)),
+            Err(TrySendError::Full(_)) => Err(ChangeError::Overloaded),
+            Err(TrySendError::Disconnected(_)) => Err(ChangeError::Stopped),
         }
+    }
+
+    /// Farm that this member belongs to.
+    #[must_use]
+    pub fn cluster(&self) -> &str {
+        &self.shared.roster.identity().cluster
+    }
+
+    /// Takes a note from a peer.
+    ///
+    /// # Errors
+    /// [`Stranger`].
+    pub fn hear(&self, letter: &Letterhead, note: Note) -> Result<(), Stranger> {
+        self.admit(letter)?;
+        let from = letter.from;
+        self.tell(Event::Hear { from, note });
+        Ok(())
+    }
+
+    /// A peer does not accept us, for the reason with this [`Stranger::code`].
+    pub fn refused(&self, by: u64, code: &str) {
+        let member = self.member();
+        let reason = match code {
+            "removed" => super::replica::ReplicaError::Removed { member }.to_string(),
+            "remade" => Stranger::WeAreRemade { ours: member }.to_string(),
+            _ => return,
+        };
+        tracing::error!(by, reason, "A peer does not accept this member any more.");
+        self.tell(Event::Halt(reason));
     }
 
     /// Takes a batch from the network. What does not fit into the queue is dropped.
@@ -326,9 +368,17 @@ impl<M: Machine> Handle<M> {
     /// Checks who writes, and remembers what the letter says about others.
     pub(crate) fn admit(&self, letter: &Letterhead) -> Result<(), Stranger> {
         match self.shared.roster.admit(letter) {
-            Ok(stamps) if stamps.is_empty() => Ok(()),
-            Ok(stamps) => {
-                self.tell(Event::LearnStamps(stamps));
+            Ok(news) => {
+                if !news.stamps.is_empty() {
+                    self.tell(Event::LearnStamps(news.stamps));
+                }
+                if news.introduce {
+                    self.tell(Event::Introduce {
+                        member: letter.from,
+                        stamp: letter.stamp,
+                        address: letter.address.clone(),
+                    });
+                }
                 Ok(())
             }
             Err(stranger) => {
@@ -361,6 +411,10 @@ impl<M: Machine> Handle<M> {
             .shelf
             .read(offer, offset, PIECE_BYTES)
             .map_err(ServeError::Snapshot)?
+            .inspect(|piece| {
+                let bytes = piece.len() as u64;
+                count(&self.shared.counters.snapshot_bytes_sent, bytes);
+            })
             .ok_or(ServeError::Gone)
     }
 

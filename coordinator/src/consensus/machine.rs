@@ -55,7 +55,8 @@ pub struct LoadError {
 pub trait View: Send + Sync + 'static {
     /// All live records, each key once. Called on another thread to write a snapshot file.
     fn records(&self) -> Box<dyn Iterator<Item = Record> + '_>;
-    /// Digest of the live state; equal on all members at the same position.
+    /// Digest of the live state at the last [`Machine::take_changes`]; equal on all members at the
+    /// same position. Cheap: it is asked for on the driver's thread.
     fn digest(&self) -> [u8; 32];
 }
 

@@ -8,12 +8,12 @@
 //! there     there    check that they agree and go on
 //!
 //! state                                        what happens
-//! opens, applied within the log                commit = max(commit, applied), replay the rest
+//! opens, applied within the log                commit = max(commit, applied, newest configuration), replay the rest
 //! damaged, ahead of or older than the log      rebuild from the newest snapshot file and the log
 //! no snapshot file fits                        refuse
 //! ```
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -29,6 +29,7 @@ use crate::store::disk::{self, DiskError};
 use crate::store::identity::{Identity, IdentityError};
 use crate::store::log::engine::{EngineLog, EngineLogOptions};
 use crate::store::log::{self, LogError, LogMeta, LogPosition, LogStore, LogWrite};
+use crate::store::members::Members;
 use crate::store::snapshot::{self, Shelf, SnapshotError, SnapshotFile};
 use crate::store::state::tree::{TreeOptions, TreeRoot};
 use crate::store::state::{HistoryTail, Mark, StateError, StateRoot, StateStore, next_name};
@@ -37,16 +38,38 @@ use crate::store::state::{HistoryTail, Mark, StateError, StateRoot, StateStore, 
 /// with the configuration in it.
 const GENESIS: LogPosition = LogPosition { index: 1, term: 1 };
 
+/// Where the log of a member begins that joins: before everybody else's.
+const NOTHING: LogPosition = LogPosition { index: 0, term: 0 };
+
 /// Who we are and with whom the group began.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Membership {
     /// Farm; the same on all members.
     pub cluster: String,
     /// Our raft id, never 0.
     pub member: u64,
-    /// Voters of the very first configuration, the same list on each of them. Empty for a member
-    /// that joins a running group.
-    pub initial: BTreeSet<u64>,
+    /// Voters of the very first configuration and where they are reached (`host:port`), the same
+    /// list on each of them. Empty for a member that joins a running group.
+    pub initial: BTreeMap<u64, String>,
+    /// Where the others are to reach us; empty: as the group knows it.
+    pub address: String,
+    /// Creation stamp of a new data directory, where the group was told one; else it is made.
+    pub stamp: Option<u64>,
+}
+
+impl Membership {
+    /// A member of a group that begins with these ids, at made-up addresses. For groups in one
+    /// process.
+    #[must_use]
+    pub fn founder(cluster: &str, member: u64, ids: impl IntoIterator<Item = u64>) -> Self {
+        let at = |id: u64| (id, format!("member-{id}:7443"));
+        Membership {
+            cluster: cluster.to_owned(),
+            member,
+            initial: ids.into_iter().map(at).collect(),
+            ..Membership::default()
+        }
+    }
 }
 
 /// How the stores use the disk.
@@ -71,6 +94,14 @@ pub enum OpenError {
         member: u64,
         /// What does not fit.
         problem: &'static str,
+    },
+    /// The group went on without us.
+    #[error(
+        "start member {member}: it was removed from the group and its id is never used again. Erase the data directory; to come back, add the address with `oast operator raft add-learner` and start with `join`"
+    )]
+    Removed {
+        /// Our id.
+        member: u64,
     },
     /// Directory.
     #[error("prepare the data directory")]
@@ -150,7 +181,7 @@ pub fn open_stores(
         None => Identity {
             cluster: membership.cluster.clone(),
             member: membership.member,
-            stamp: oast_daemon::random::number(),
+            stamp: membership.stamp.unwrap_or_else(oast_daemon::random::number),
         },
     };
     identity
@@ -194,19 +225,39 @@ pub fn begin<L: LogStore, R: StateRoot>(
             problem: "member ids begin at 1",
         });
     }
-    if !membership.initial.is_empty() && !membership.initial.contains(&member) {
+    if !membership.initial.is_empty() && !membership.initial.contains_key(&member) {
         return Err(OpenError::Membership {
             member,
             problem: "it is not among the initial members; leave that list empty to join a group",
         });
     }
     log::validate(&stores.log).map_err(OpenError::Log)?;
-    if stores.log.meta().is_some() {
+    if let Some(meta) = stores.log.meta().cloned() {
+        if meta.members.retired(member) && !meta.conf_state.voters_outgoing.contains(&member) {
+            return Err(OpenError::Removed { member });
+        }
+        if meta.members.next == 0 && !meta.conf_state.voters.is_empty() {
+            // Written before addresses were kept; all members have the same list.
+            let meta = LogMeta {
+                members: Members::founders(&membership.initial),
+                ..meta
+            };
+            let write = LogWrite {
+                meta: Some(meta),
+                sync: true,
+                ..LogWrite::default()
+            };
+            stores.log.write(write).map_err(OpenError::Log)?;
+        }
         return Ok(());
     }
+    let begins = match membership.initial.is_empty() {
+        true => NOTHING,
+        false => GENESIS,
+    };
     let state_dir = next_name("");
     let mark = Mark {
-        position: GENESIS,
+        position: begins,
         now_ms: 0,
     };
     drop(
@@ -221,20 +272,21 @@ pub fn begin<L: LogStore, R: StateRoot>(
             .map_err(OpenError::State)?,
     );
     let conf_state = ConfState {
-        voters: membership.initial.iter().copied().collect(),
+        voters: membership.initial.keys().copied().collect(),
         ..ConfState::default()
     };
     let hard_state = HardState {
-        term: GENESIS.term,
-        commit: GENESIS.index,
+        term: begins.term,
+        commit: begins.index,
         ..HardState::default()
     };
     let meta = LogMeta {
         identity: stores.identity.clone(),
-        known_stamps: std::collections::BTreeMap::new(),
+        known_stamps: BTreeMap::new(),
         conf_state,
-        conf_index: GENESIS.index,
-        truncated: GENESIS,
+        members: Members::founders(&membership.initial),
+        conf_index: begins.index,
+        truncated: begins,
         state_dir,
     };
     stores
@@ -255,7 +307,7 @@ pub fn begin<L: LogStore, R: StateRoot>(
 pub fn replica<M: Machine, L: LogStore, R: StateRoot>(
     stores: Stores<L, R>,
     options: &Options,
-    incarnation: u64,
+    (incarnation, address): (u64, &str),
     counters: Arc<Counters>,
 ) -> Result<Replica<M, L, R>, OpenError> {
     options.validate().map_err(OpenError::Options)?;
@@ -290,10 +342,12 @@ pub fn replica<M: Machine, L: LogStore, R: StateRoot>(
         }
     };
     let applied = state.mark().position;
-    if log.hard_state().commit < applied.index {
-        // sled flushes by itself, the commit index is not always synced: catch up.
+    // sled flushes by itself and a new configuration is synced, the commit index is not always:
+    // catch up.
+    let committed = applied.index.max(meta.conf_index.min(log.last_index()));
+    if log.hard_state().commit < committed {
         let mut hard_state = log.hard_state().clone();
-        hard_state.commit = applied.index;
+        hard_state.commit = committed;
         log.write(LogWrite {
             hard_state: Some(hard_state),
             sync: true,
@@ -311,14 +365,22 @@ pub fn replica<M: Machine, L: LogStore, R: StateRoot>(
     let usable = newest.filter(|file| file.header.mark.position.index + 1 >= log.first_index());
     let snapshot = usable.as_ref().map(|file| file.header.mark.position);
     let offer = usable.map(|file| (file.offer(), file.header.conf_state));
-    let core =
-        Core::new(identity.member, options, log, offer, applied.index).map_err(OpenError::Core)?;
+    let core = Core::new(
+        identity.member,
+        options,
+        log,
+        offer,
+        applied.index,
+        counters.clone(),
+    )
+    .map_err(OpenError::Core)?;
     let opened = Opened {
         core,
         machine,
         root,
         state,
         snapshot,
+        address: address.to_owned(),
         incarnation,
     };
     Ok(Replica::new(opened, options.clone(), counters))
@@ -377,11 +439,11 @@ fn rebuild<M: Machine, L: LogStore, R: StateRoot>(
     let state = match newest.filter(fits) {
         Some(file) => restore(root, &state_dir, file)
             .map_err(|error| lost(format!("the state cannot be rebuilt ({})", chain(&error))))?,
-        None if meta.truncated == GENESIS => root
+        None if [GENESIS, NOTHING].contains(&meta.truncated) => root
             .create(
                 &state_dir,
                 Mark {
-                    position: GENESIS,
+                    position: meta.truncated,
                     now_ms: 0,
                 },
                 HistoryTail::default(),

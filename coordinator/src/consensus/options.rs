@@ -42,6 +42,16 @@ pub struct Options {
     pub read_retry_ticks: u64,
     /// Ticks after which a read gives up. Default 100.
     pub read_timeout_ticks: u64,
+    /// The members' states are compared after every so many entries. The same on all members of a
+    /// group. Default 1,000.
+    pub digest_entries: u64,
+    /// Entries that a learner may be behind when it is promoted. Default 1,000.
+    pub promote_lag: u64,
+    /// Ticks after which a change of the group is given up. Default 100.
+    pub change_timeout_ticks: u64,
+    /// A member whose clock is further than this from the median of the voters' clocks does not
+    /// lead, in milliseconds. Default 500.
+    pub max_skew_ms: u64,
     /// Makes election timing repeatable. Members of one group share it.
     pub seed: u64,
 }
@@ -66,6 +76,10 @@ impl Default for Options {
             snapshot_retry_ticks: 40,
             read_retry_ticks: 6,
             read_timeout_ticks: 100,
+            digest_entries: 1_000,
+            promote_lag: 1_000,
+            change_timeout_ticks: 100,
+            max_skew_ms: 500,
             seed: 0,
         }
     }
@@ -112,6 +126,10 @@ impl Options {
             (
                 self.snapshot_entries >= 1,
                 "snapshot_entries must be at least 1",
+            ),
+            (
+                self.digest_entries >= 1,
+                "digest_entries must be at least 1",
             ),
             (
                 self.read_timeout_ticks > self.read_retry_ticks,

@@ -9,6 +9,10 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::store::identity::Identity;
+use crate::store::members::Members;
+
+/// Stamps that a member takes before it knows its group.
+const MAX_TOLD: usize = 256;
 
 /// The covering letter of a batch of messages.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +27,8 @@ pub struct Letterhead {
     pub to: u64,
     /// Stamps that the sender knows, the receiver's among them if they have met.
     pub known: BTreeMap<u64, u64>,
+    /// Where the sender wants to be reached; empty: as the group knows it.
+    pub address: String,
 }
 
 /// Why a batch is not taken.
@@ -60,6 +66,12 @@ pub enum Stranger {
         /// Sender.
         from: u64,
     },
+    /// The sender is no member any more.
+    #[error("accept member {from}: it was removed from the group")]
+    Removed {
+        /// Sender.
+        from: u64,
+    },
     /// The sender knows us under another stamp: we lost our disk.
     #[error(
         "go on as member {ours}: this data directory was made anew, but the farm knows an older one. Restore it, or remove this member and add it again under a new id"
@@ -70,21 +82,58 @@ pub enum Stranger {
     },
 }
 
-/// Known stamps.
+impl Stranger {
+    /// A word for the wire, by which the sender tells what to do.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Stranger::Cluster { .. } => "cluster",
+            Stranger::Address { .. } => "address",
+            Stranger::Remade { .. } => "remade",
+            Stranger::Removed { .. } => "removed",
+            Stranger::WeAreRemade { .. } => "unsure",
+        }
+    }
+}
+
+/// What a letterhead that is accepted says beside its batch.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct News {
+    /// Stamps that were not known here.
+    pub stamps: BTreeMap<u64, u64>,
+    /// The group does not know the sender, its stamp, or its address.
+    pub introduce: bool,
+}
+
+/// Known members.
 #[derive(Debug)]
 pub struct Roster {
     identity: Identity,
+    /// Where we want to be reached.
+    address: String,
     known: Mutex<BTreeMap<u64, u64>>,
+    members: Mutex<Members>,
 }
 
 impl Roster {
     /// Starts from what is stored beside the log.
     #[must_use]
-    pub fn new(identity: Identity, known: BTreeMap<u64, u64>) -> Self {
+    pub fn new(identity: Identity, known: BTreeMap<u64, u64>, address: String) -> Self {
         Roster {
             identity,
+            address,
             known: Mutex::new(known),
+            members: Mutex::default(),
         }
+    }
+
+    /// What the group knows of its members changed.
+    pub(crate) fn set_members(&self, members: Members) {
+        *self.members() = members;
+    }
+
+    fn members(&self) -> MutexGuard<'_, Members> {
+        self.members.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn known(&self) -> MutexGuard<'_, BTreeMap<u64, u64>> {
@@ -100,21 +149,28 @@ impl Roster {
     /// The letterhead for a batch to `to`.
     #[must_use]
     pub fn letterhead(&self, to: u64) -> Letterhead {
+        let members = self.members();
+        let bound = members.known.iter().filter(|(_, r)| r.stamp != 0);
+        let bound: BTreeMap<u64, u64> = bound.map(|(id, r)| (*id, r.stamp)).collect();
+        drop(members);
+        let mut known = self.known().clone();
+        known.extend(bound);
         Letterhead {
             cluster: self.identity.cluster.clone(),
             from: self.identity.member,
             stamp: self.identity.stamp,
             to,
-            known: self.known().clone(),
+            known,
+            address: self.address.clone(),
         }
     }
 
-    /// Checks a batch's letterhead and returns stamps that are new to us. They count only after
+    /// Checks a batch's letterhead and returns what is new to us. Stamps count only after
     /// [`Roster::learn`], which the driver calls when they are stored.
     ///
     /// # Errors
     /// [`Stranger`].
-    pub fn admit(&self, letter: &Letterhead) -> Result<BTreeMap<u64, u64>, Stranger> {
+    pub fn admit(&self, letter: &Letterhead) -> Result<News, Stranger> {
         let us = &self.identity;
         if letter.cluster != us.cluster {
             return Err(Stranger::Cluster {
@@ -137,18 +193,37 @@ impl Roster {
         {
             return Err(Stranger::WeAreRemade { ours: us.member });
         }
+        let members = self.members();
+        // One that we have not heard of yet is no stranger: we may be behind.
+        if members.retired(letter.from) {
+            return Err(Stranger::Removed { from: letter.from });
+        }
         let known = self.known();
-        if known
-            .get(&letter.from)
-            .is_some_and(|stamp| *stamp != letter.stamp)
+        let bound = members.known.get(&letter.from);
+        let stamp = bound.map(|record| record.stamp).filter(|stamp| *stamp != 0);
+        if stamp
+            .or_else(|| known.get(&letter.from).copied())
+            .is_some_and(|stamp| stamp != letter.stamp)
         {
             return Err(Stranger::Remade { from: letter.from });
         }
+        let speaks = !letter.address.is_empty();
+        let introduce = match bound {
+            Some(record) => record.stamp == 0 || speaks && letter.address != record.address,
+            None => speaks,
+        };
         let told = letter.known.iter().chain([(&letter.from, &letter.stamp)]);
-        Ok(told
+        // One that joins knows nobody yet and takes what it is told, but not without end.
+        let sensible = |member: u64| match members.next {
+            0 => known.len() + letter.known.len() <= MAX_TOLD,
+            next => member < next || member == letter.from,
+        };
+        let stamps = told
             .filter(|(member, _)| **member != us.member && !known.contains_key(*member))
+            .filter(|(member, _)| sensible(**member))
             .map(|(member, stamp)| (*member, *stamp))
-            .collect())
+            .collect();
+        Ok(News { stamps, introduce })
     }
 
     /// Takes over stamps that are stored now.

@@ -31,6 +31,12 @@ impl<L> RaftStorage<L> {
     }
 }
 
+fn is_member(conf: &ConfState, member: u64) -> bool {
+    [&conf.voters, &conf.learners, &conf.voters_outgoing]
+        .iter()
+        .any(|part| part.contains(&member))
+}
+
 fn other(error: LogError) -> raft::Error {
     raft::Error::Store(StorageError::Other(Box::new(error)))
 }
@@ -83,11 +89,14 @@ impl<L: LogStore> Storage for RaftStorage<L> {
         Ok(self.log.last_index())
     }
 
-    fn snapshot(&self, request_index: u64, _to: u64) -> raft::Result<Snapshot> {
+    fn snapshot(&self, request_index: u64, to: u64) -> raft::Result<Snapshot> {
         // The log must continue right after the snapshot.
         let lowest = request_index.max(self.log.first_index() - 1);
         match &self.offer {
-            Some((offer, conf_state)) if offer.position.index >= lowest => {
+            // raft-rs throws a snapshot away that was taken before its receiver was added.
+            Some((offer, conf_state))
+                if offer.position.index >= lowest && is_member(conf_state, to) =>
+            {
                 let mut snapshot = Snapshot::default();
                 snapshot.set_data(offer.encode().into());
                 let metadata = snapshot.mut_metadata();

@@ -1,8 +1,10 @@
-//! Groups of three in one process: real stores, networks from a seed or on loopback.
+//! Groups in one process: real stores, networks from a seed or on loopback.
 
 mod group;
 mod kill;
+mod membership;
 mod network;
 mod recovery;
 mod snapshot;
+mod states;
 mod toy;

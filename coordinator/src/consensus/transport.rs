@@ -6,8 +6,11 @@
 //! [`grpc`] is the real one; [`memory`] connects members of one process and loses, delays and
 //! reorders on request.
 
+use std::collections::BTreeMap;
+
 use raft::eraftpb::Message;
 
+use super::replica::Note;
 use super::roster::Letterhead;
 use crate::store::snapshot::SnapshotOffer;
 
@@ -37,6 +40,12 @@ pub enum FetchError {
 pub trait Transport: Send + Sync + 'static {
     /// Hands messages for one peer over. Never blocks; what does not fit is lost and counted.
     fn send(&self, letter: Letterhead, messages: Vec<Message>);
+
+    /// Hands a note for one peer over. Never blocks and may lose it.
+    fn note(&self, letter: Letterhead, note: Note);
+
+    /// Who the members are from now on, and where: `host:port` by id, this member among them.
+    fn members(&self, addresses: &BTreeMap<u64, String>);
 
     /// Reads a piece of a snapshot file from a peer. Blocks; called on a thread of its own. An
     /// empty piece is the end.

@@ -13,6 +13,7 @@ use protobuf::Message as _;
 use raft::eraftpb::{ConfState, Entry, HardState};
 
 use super::identity::Identity;
+use super::members::Members;
 
 pub mod engine;
 pub mod memory;
@@ -36,8 +37,10 @@ pub struct LogMeta {
     pub known_stamps: BTreeMap<u64, u64>,
     /// Configuration in force.
     pub conf_state: ConfState,
-    /// Index of the entry that made `conf_state`; older configuration entries are not applied
-    /// again when the log is replayed.
+    /// Who the members of that configuration are.
+    pub members: Members,
+    /// Index of the entry that last changed `conf_state` or `members`; older entries of that kind
+    /// are not applied again when the log is replayed.
     pub conf_index: u64,
     /// Last entry that is no longer in the log.
     pub truncated: LogPosition,
@@ -75,7 +78,9 @@ pub enum LogError {
         source: raft_engine::Error,
     },
     /// The engine refused a write.
-    #[error("write the raft log in {place}; nothing was acknowledged")]
+    #[error(
+        "write the raft log in {place}; nothing of it was acknowledged. Check the disk and make room, then start the member again"
+    )]
     Write {
         /// Directory.
         place: String,
@@ -226,6 +231,8 @@ struct MetaRecord {
     truncated_term: u64,
     #[prost(string, tag = "10")]
     state_dir: String,
+    #[prost(bytes = "vec", tag = "11")]
+    members: Vec<u8>,
 }
 
 impl LogMeta {
@@ -246,6 +253,7 @@ impl LogMeta {
             truncated_index: self.truncated.index,
             truncated_term: self.truncated.term,
             state_dir: self.state_dir.clone(),
+            members: self.members.encode(),
         }
         .encode_to_vec()
     }
@@ -275,6 +283,7 @@ impl LogMeta {
             },
             known_stamps: record.known_stamps,
             conf_state,
+            members: Members::decode(&record.members)?,
             conf_index: record.conf_index,
             truncated: LogPosition {
                 index: record.truncated_index,

@@ -21,6 +21,7 @@ use raft::eraftpb::ConfState;
 
 use super::disk::{self, DiskError};
 use super::log::LogPosition;
+use super::members::Members;
 use super::state::{HistoryTail, Mark, Record};
 
 const MAGIC: &[u8; 8] = b"OASTSNAP";
@@ -45,6 +46,8 @@ pub struct SnapshotHeader {
     pub mark: Mark,
     /// Configuration at that mark.
     pub conf_state: ConfState,
+    /// Who the members of that configuration are.
+    pub members: Members,
     /// Digest of the live state.
     pub digest: [u8; 32],
     /// End of the history at that mark.
@@ -109,6 +112,8 @@ struct HeaderRecord {
     history_last: u64,
     #[prost(bytes = "vec", tag = "8")]
     history_hash: Vec<u8>,
+    #[prost(bytes = "vec", tag = "9")]
+    members: Vec<u8>,
 }
 
 impl SnapshotHeader {
@@ -125,6 +130,7 @@ impl SnapshotHeader {
             digest: self.digest.to_vec(),
             history_last: self.history.last,
             history_hash: self.history.hash.to_vec(),
+            members: self.members.encode(),
         }
         .encode_to_vec()
     }
@@ -148,6 +154,7 @@ impl SnapshotHeader {
                 now_ms: record.now_ms,
             },
             conf_state,
+            members: Members::decode(&record.members)?,
             digest: hash(record.digest)?,
             history: HistoryTail {
                 last: record.history_last,

@@ -8,6 +8,7 @@ use super::identity::Identity;
 use super::log::engine::{EngineLog, EngineLogOptions};
 use super::log::memory::{MemoryDisk, MemoryLog};
 use super::log::{LogMeta, LogPosition, LogStore, LogWrite, validate};
+use super::members::Members;
 use super::snapshot::{Shelf, SnapshotHeader, records};
 use super::state::memory::MemoryRoot;
 use super::state::tree::{TreeOptions, TreeRoot};
@@ -25,6 +26,7 @@ fn meta(truncated: LogPosition, state_dir: &str) -> LogMeta {
             voters: vec![1, 2, 3],
             ..ConfState::default()
         },
+        members: Members::founders(&BTreeMap::from([(1, "a:1".to_owned())])),
         conf_index: 1,
         truncated,
         state_dir: state_dir.to_owned(),
@@ -334,6 +336,7 @@ fn a_snapshot_file_with_any_damaged_byte_is_refused() {
             voters: vec![1],
             ..ConfState::default()
         },
+        members: Members::founders(&BTreeMap::from([(1, "a:1".to_owned())])),
         digest: [3; 32],
         history: HistoryTail::default().then(b"x"),
     };

@@ -131,18 +131,44 @@ catalogue! {
         "Highest log index applied to the ledger.";
     RaftLastIndex = Gauge, "oast_raft_last_index", [],
         "Highest log index in the member's log.";
+    RaftLeader = Gauge, "oast_raft_leader", [],
+        "Number of the member that leads, 0 when none is known.";
     RaftLeaderChanges = Counter, "oast_raft_leader_changes_total", [],
         "Changes of leader this member has seen.";
+    RaftElectionsWon = Counter, "oast_raft_elections_won_total", [],
+        "Times that this member became leader.";
+    RaftMembers = Gauge, "oast_raft_members", ["role"],
+        "Members by role (voter, learner).";
+    RaftPeerLag = Gauge, "oast_raft_peer_lag_entries", ["member"],
+        "Entries that a member is behind the leader; only on the leader.";
+    RaftPeerAnswers = Gauge, "oast_raft_peer_answers", ["member"],
+        "1 for a member that was heard from within the last moments, else 0.";
     RaftProposals = Counter, "oast_raft_proposals_total", ["outcome"],
-        "Proposals by outcome (committed, dropped, lost).";
+        "Proposals by outcome (committed, refused, overloaded, unknown).";
+    RaftEntries = Counter, "oast_raft_entries_total", ["step"],
+        "Log entries by what was done with them (proposed, applied).";
+    RaftMessages = Counter, "oast_raft_messages_total", ["direction"],
+        "Messages among members (sent, received, dropped).";
+    RaftRefused = Counter, "oast_raft_batches_refused_total", [],
+        "Batches refused because the sender is no member.";
     RaftFsyncSeconds = Histogram(FAST), "oast_raft_fsync_duration_seconds", [],
         "Time to make one batch of log entries durable.";
     RaftApplySeconds = Histogram(FAST), "oast_raft_apply_duration_seconds", [],
         "Time to apply one batch of committed entries.";
+    RaftTurnSeconds = Histogram(FAST), "oast_raft_turn_duration_seconds", [],
+        "Time of the rounds that were due at once: persist, send, apply.";
     RaftSnapshots = Counter, "oast_raft_snapshots_total", ["direction", "outcome"],
-        "Snapshots made, sent and received.";
+        "Snapshots made and received, by outcome (good, failed, resumed).";
+    RaftSnapshotTransfer = Counter, "oast_raft_snapshot_transfer_bytes_total", ["direction"],
+        "Bytes of snapshot files sent to and received from members.";
     RaftSnapshotBytes = Gauge, "oast_raft_snapshot_bytes", [],
         "Size of the newest local snapshot file.";
+    RaftDigestChecks = Counter, "oast_raft_digest_checks_total", ["result"],
+        "Comparisons of the members' states by result (equal, different, undecided).";
+    RaftClockSkew = Gauge, "oast_raft_clock_skew_seconds", [],
+        "This member's wall clock minus that of most voters.";
+    RaftBarred = Gauge, "oast_raft_clock_barred", [],
+        "1 on a member that does not lead because its clock is wrong, else 0.";
 
     RunsTotal = Counter, "oast_runs_total", ["outcome"],
         "Finished runs by outcome.";

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
 use crate::consensus::chain;
+use crate::consensus::counters::{Counters, count};
 use crate::consensus::machine::{Machine, View};
 use crate::consensus::open;
 use crate::consensus::replica::{Prepared, SnapshotJob};
@@ -24,6 +25,14 @@ const MAX_ATTEMPTS: u32 = 5;
 /// History asked for at once, in bytes.
 const HISTORY_BYTES: usize = 1 << 20;
 
+fn part_name(offer: &SnapshotOffer) -> String {
+    let SnapshotOffer {
+        position, checksum, ..
+    } = offer;
+    let sum: String = checksum[..4].iter().map(|b| format!("{b:02x}")).collect();
+    format!("{}-{}-{sum}.part", position.index, position.term)
+}
+
 /// `None` when it failed.
 pub(super) type Fetched<M, S> = Option<Prepared<M, S>>;
 
@@ -34,6 +43,7 @@ pub(super) struct Fetcher<R> {
     pub(super) shelf: Shelf,
     pub(super) incoming: PathBuf,
     pub(super) stopping: CancellationToken,
+    pub(super) counters: Arc<Counters>,
 }
 
 impl<R: StateRoot> Fetcher<R> {
@@ -43,6 +53,7 @@ impl<R: StateRoot> Fetcher<R> {
         offer: &SnapshotOffer,
         state_dir: &str,
     ) -> Fetched<M, R::Store> {
+        self.sweep(offer);
         let from = self.letter.to;
         let log_index = offer.position.index;
         match self.try_fetch(offer, state_dir) {
@@ -67,8 +78,7 @@ impl<R: StateRoot> Fetcher<R> {
         offer: &SnapshotOffer,
         state_dir: &str,
     ) -> Result<Prepared<M, R::Store>, String> {
-        let name = format!("{}-{}.part", offer.position.index, offer.position.term);
-        let path = self.incoming.join(name);
+        let path = self.incoming.join(part_name(offer));
         let mut attempts = 0;
         loop {
             let length = self.transfer(offer, &path)?;
@@ -92,6 +102,17 @@ impl<R: StateRoot> Fetcher<R> {
         prepare(self.root.as_ref(), &self.letter.cluster, file, state_dir)
     }
 
+    /// Removes what came of other snapshots: nobody will ask for the rest.
+    fn sweep(&self, offer: &SnapshotOffer) {
+        let keep = part_name(offer);
+        let listing = std::fs::read_dir(&self.incoming).into_iter().flatten();
+        for entry in listing.flatten().filter(|e| e.file_name() != *keep) {
+            if let Err(error) = disk::remove(&entry.path()) {
+                tracing::warn!(error = chain(&error), "A partial snapshot stays for now.");
+            }
+        }
+    }
+
     /// Appends what is missing; returns the length afterwards.
     fn transfer(&self, offer: &SnapshotOffer, path: &Path) -> Result<u64, String> {
         let mut file = OpenOptions::new()
@@ -103,22 +124,33 @@ impl<R: StateRoot> Fetcher<R> {
             .metadata()
             .map_err(|source| chain(&disk::at("look at", path)(source)))?
             .len();
+        if length > 0 {
+            count(&self.counters.snapshots_resumed, 1);
+            tracing::info!(
+                from = self.letter.to,
+                length,
+                "A snapshot transfer goes on where it was cut."
+            );
+        }
         let fetched =
             self.transport
                 .fetch_snapshot(self.letter.clone(), offer, length, &mut |piece| {
                     if self.stopping.is_cancelled() {
                         return Err(std::io::Error::other("this member is stopping"));
                     }
-                    length += piece.len() as u64;
-                    if length > offer.length {
+                    if length + piece.len() as u64 > offer.length {
                         return Err(std::io::Error::other("more came than was announced"));
                     }
-                    file.write_all(piece)
+                    file.write_all(piece)?;
+                    length += piece.len() as u64;
+                    count(&self.counters.snapshot_bytes_received, piece.len() as u64);
+                    Ok(())
                 });
+        // Also after a cut: what counts as received must be there after a power loss.
+        file.sync_all()
+            .map_err(|e| chain(&disk::at("sync", path)(e)))?;
         match fetched {
-            Ok(()) => file
-                .sync_all()
-                .map_err(|e| chain(&disk::at("sync", path)(e)))?,
+            Ok(()) => {}
             Err(FetchError::Gone { .. }) => {
                 return Err("the peer does not have it any more".to_owned());
             }

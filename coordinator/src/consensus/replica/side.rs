@@ -6,11 +6,12 @@ use std::sync::Arc;
 use raft::ReadState;
 use raft::eraftpb::{Message, MessageType, Snapshot};
 
+use super::notes::{Digests, check_verdict};
 use super::{Applied, Output, ProposeError, ReplicaError, Ticket, Waiting};
 use crate::consensus::core::{Committed, Core, Host, Installed};
 use crate::consensus::counters::{Counters, count};
 use crate::consensus::entry;
-use crate::consensus::machine::{Machine, Position};
+use crate::consensus::machine::{Machine, Position, View as _};
 use crate::store::log::{LogPosition, LogStore};
 use crate::store::snapshot::{SnapshotFile, SnapshotOffer};
 use crate::store::state::{Mark, StateRoot, StateStore};
@@ -43,12 +44,24 @@ pub(super) struct Side<M: Machine, R: StateRoot> {
     pub(super) read_states: Vec<ReadState>,
     pub(super) snapshots_sent: Vec<u64>,
     pub(super) bytes_since_snapshot: u64,
+    /// Changes of the group that were applied, with what became of them.
+    pub(super) settled: Vec<(LogPosition, Result<(), String>)>,
+    pub(super) digests: Digests,
+    /// Entries between two digests.
+    digest_entries: u64,
+    us: u64,
     pub(super) outputs: Vec<Output<M>>,
     counters: Arc<Counters>,
 }
 
 impl<M: Machine, R: StateRoot> Side<M, R> {
-    pub(super) fn new(machine: M, root: Arc<R>, state: R::Store, counters: Arc<Counters>) -> Self {
+    pub(super) fn new(
+        machine: M,
+        root: Arc<R>,
+        state: R::Store,
+        (us, digest_entries): (u64, u64),
+        counters: Arc<Counters>,
+    ) -> Self {
         Side {
             machine,
             mark: state.mark(),
@@ -60,6 +73,10 @@ impl<M: Machine, R: StateRoot> Side<M, R> {
             read_states: Vec::new(),
             snapshots_sent: Vec::new(),
             bytes_since_snapshot: 0,
+            settled: Vec::new(),
+            digests: Digests::default(),
+            digest_entries,
+            us,
             outputs: Vec::new(),
             counters,
         }
@@ -131,6 +148,7 @@ impl<M: Machine, R: StateRoot> Side<M, R> {
             };
             let answer = self.machine.apply(at, command);
             if let Some(ticket) = tickets.next() {
+                count(&self.counters.proposals_committed, 1);
                 let position = LogPosition { index, term };
                 let applied = Applied {
                     position,
@@ -178,6 +196,10 @@ impl<M: Machine, R: StateRoot> Host for Round<'_, M, R> {
     fn reads(&mut self, states: Vec<ReadState>) {
         self.side.read_states.extend(states);
     }
+
+    fn settled(&mut self, position: LogPosition, outcome: Result<(), String>) {
+        self.side.settled.push((position, outcome));
+    }
 }
 
 impl<M: Machine, R: StateRoot> Side<M, R> {
@@ -202,6 +224,7 @@ impl<M: Machine, R: StateRoot> Side<M, R> {
         self.mark = state.mark();
         self.state = state;
         self.bytes_since_snapshot = 0;
+        self.digests.clear();
         self.installed = Some(file.header.mark.position);
         // Nothing that waits here can be answered any more: its entries were skipped.
         self.forget_waiting();
@@ -209,16 +232,32 @@ impl<M: Machine, R: StateRoot> Side<M, R> {
         Ok(Installed {
             state_dir,
             offer: file.offer(),
+            members: file.header.members,
         })
     }
 
-    fn apply(&mut self, entries: Vec<Committed>) -> Result<(), ReplicaError> {
-        for committed in entries {
-            self.apply_one(committed)?;
-        }
+    /// One atomic batch: what changed, and how far we are.
+    fn write(&mut self) -> Result<(), ReplicaError> {
         let changes = self.machine.take_changes();
         self.state
             .write(self.mark, changes)
             .map_err(ReplicaError::State)
+    }
+
+    fn apply(&mut self, entries: Vec<Committed>) -> Result<(), ReplicaError> {
+        for committed in entries {
+            let index = committed.position.index;
+            let verdict = committed.verdict.clone();
+            self.apply_one(committed)?;
+            if let Some(verdict) = verdict {
+                check_verdict(&mut self.digests, &self.counters, self.us, &verdict)?;
+            }
+            if index.is_multiple_of(self.digest_entries) {
+                // The digest covers what was taken: rounds end elsewhere on every member.
+                self.write()?;
+                self.digests.take(index, self.machine.view().digest());
+            }
+        }
+        self.write()
     }
 }

@@ -2,21 +2,25 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use oast_daemon::clock::{Clock as _, SystemClock, timeout};
+use oast_daemon::clock::{Clock, Sleep, SystemClock, timeout};
 use oast_daemon::task::Tasks;
+use oast_model::time::Timestamp;
 
 use super::toy::{Command, Lists};
+use crate::consensus::change::{Change, ChangeError};
 use crate::consensus::driver::{self, Running, Setup};
 use crate::consensus::halt::Halt;
 use crate::consensus::handle::Handle;
-use crate::consensus::open::{Membership, OpenError, StoreOptions};
+use crate::consensus::open::{self, Membership, OpenError, StoreOptions, Stores};
 use crate::consensus::options::Options;
 use crate::consensus::replica::{ProposeError, Role, Status};
 use crate::consensus::transport::memory::{MemoryNetwork, Weather};
-use crate::store::log::engine::EngineLogOptions;
+use crate::store::log::LogStore;
+use crate::store::log::engine::{EngineLog, EngineLogOptions};
 
 /// Longer than anything here takes on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -25,6 +29,8 @@ pub struct Group {
     pub network: Arc<MemoryNetwork<Lists>>,
     pub options: Options,
     pub halted: Arc<Mutex<Vec<(u64, String)>>>,
+    /// Added to a member's wall clock, in milliseconds.
+    pub clocks: BTreeMap<u64, Arc<AtomicI64>>,
     members: BTreeMap<u64, (Handle<Lists>, Running)>,
     directory: PathBuf,
     /// Removed at the end, unless somebody else owns the directory.
@@ -52,6 +58,7 @@ impl Group {
             network: MemoryNetwork::new(seed),
             options,
             halted: Arc::default(),
+            clocks: BTreeMap::new(),
             members: BTreeMap::new(),
             directory,
             owned_directory: None,
@@ -66,14 +73,20 @@ impl Group {
         self.directory.join(member.to_string())
     }
 
-    pub fn setup(&self, member: u64) -> Setup {
+    pub fn setup(&mut self, member: u64) -> Setup {
         let halted = self.halted.clone();
+        let skew = self.clocks.entry(member).or_default().clone();
         Setup {
             directory: self.path(member),
-            membership: Membership {
-                cluster: "test".to_owned(),
-                member,
-                initial: [1, 2, 3].into(),
+            membership: if member <= 3 {
+                Membership::founder("test", member, [1, 2, 3])
+            } else {
+                Membership {
+                    cluster: "test".to_owned(),
+                    member,
+                    stamp: Some(stamp_of(member)),
+                    ..Membership::default()
+                }
             },
             options: self.options.clone(),
             stores: StoreOptions {
@@ -84,7 +97,7 @@ impl Group {
                 },
                 ..StoreOptions::default()
             },
-            clock: SystemClock::shared(),
+            clock: Arc::new(Skewed(skew)),
             halt: Halt::report(move |reason| {
                 halted.lock().unwrap().push((member, reason.to_owned()));
             }),
@@ -96,12 +109,92 @@ impl Group {
     }
 
     pub fn try_start(&mut self, member: u64) -> Result<(), OpenError> {
-        let open = driver::open::<Lists>(self.setup(member))?;
+        let setup = self.setup(member);
+        let open = driver::open::<Lists>(setup)?;
         let handle = open.handle();
         self.network.join(handle.clone());
         let running = open.start(self.network.clone()).unwrap();
         self.members.insert(member, (handle, running));
         Ok(())
+    }
+
+    /// Starts a member over another log than its own.
+    pub fn start_over<L: LogStore>(&mut self, member: u64, wrap: impl FnOnce(EngineLog) -> L) {
+        let setup = self.setup(member);
+        let stores = open::open_stores(&setup.directory, &setup.membership, &setup.stores).unwrap();
+        let stores = Stores {
+            log: wrap(stores.log),
+            root: stores.root,
+            shelf: stores.shelf,
+            identity: stores.identity,
+        };
+        let open = driver::open_with::<Lists, _, _>(setup, stores).unwrap();
+        let handle = open.handle();
+        self.network.join(handle.clone());
+        let running = open.start(self.network.clone()).unwrap();
+        self.members.insert(member, (handle, running));
+    }
+
+    /// Proposes to whoever leads, except to one that may stop meanwhile.
+    pub async fn must_apply_but(&self, failing: u64, command: Command) {
+        let others: Vec<_> = self
+            .handles()
+            .into_iter()
+            .filter(|handle| handle.member() != failing)
+            .collect();
+        loop {
+            for handle in &others {
+                if handle.propose(&command).await.is_ok() {
+                    return;
+                }
+            }
+            tokio::time::sleep(self.options.tick).await;
+        }
+    }
+
+    /// Changes the group at whoever leads, again and again while it says that this helps.
+    pub async fn change(&self, request_id: &str, change: Change) -> Result<Vec<u64>, ChangeError> {
+        loop {
+            let leader = self.leader().await;
+            match self.handle(leader).change(request_id, change.clone()).await {
+                Ok(changed) => return Ok(changed.members),
+                Err(
+                    ChangeError::NotLeader { .. }
+                    | ChangeError::HandingOver { .. }
+                    | ChangeError::Pending
+                    | ChangeError::Unknown
+                    | ChangeError::Lags { .. }
+                    | ChangeError::Silent { .. },
+                ) => tokio::time::sleep(self.options.tick).await,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// A member that was not there before joins as a learner.
+    pub async fn grow(&mut self) -> u64 {
+        let call = format!("grow-{}", self.clocks.len());
+        let address = format!("{call}:7443");
+        let added = self
+            .change(&call, Change::AddLearners(vec![address.clone()]))
+            .await;
+        let member = added.unwrap()[0];
+        let stamp = stamp_of(member);
+        let joined = self.change("", Change::Join { address, stamp }).await;
+        assert_eq!(joined.unwrap(), [member]);
+        self.start(member);
+        member
+    }
+
+    pub async fn promote(&self, member: u64, replaces: Option<u64>) -> Result<(), ChangeError> {
+        let call = format!("promote-{member}");
+        let promote = Change::Promote { member, replaces };
+        self.change(&call, promote).await.map(drop)
+    }
+
+    pub async fn remove(&self, member: u64) -> Result<(), ChangeError> {
+        let call = format!("remove-{member}");
+        self.change(&call, Change::Remove(member)).await.map(drop)
     }
 
     pub fn stop(&mut self, member: u64) {
@@ -189,6 +282,30 @@ impl Group {
     }
 }
 
+/// Creation stamp of a member that joins.
+pub fn stamp_of(member: u64) -> u64 {
+    7_000 + member
+}
+
+/// The system's clock, with a calendar that is off.
+#[derive(Debug)]
+struct Skewed(Arc<AtomicI64>);
+
+impl Clock for Skewed {
+    fn wall(&self) -> Timestamp {
+        let off = self.0.load(Ordering::Relaxed);
+        Timestamp::from_millis(SystemClock.wall().as_millis().saturating_add_signed(off))
+    }
+
+    fn monotonic(&self) -> Duration {
+        SystemClock.monotonic()
+    }
+
+    fn sleep(&self, d: Duration) -> Sleep {
+        SystemClock.sleep(d)
+    }
+}
+
 type PublishedLists = crate::consensus::handle::Published<super::toy::ListsView>;
 
 pub fn digest(published: &PublishedLists) -> [u8; 32] {
@@ -206,7 +323,7 @@ impl Drop for Group {
 
 /// Seeds and measured times belong into a test's output.
 #[expect(clippy::disallowed_macros, reason = "the test harness captures it")]
-fn say(line: &str) {
+pub fn say(line: &str) {
     eprintln!("{line}");
 }
 

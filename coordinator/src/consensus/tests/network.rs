@@ -43,7 +43,7 @@ impl Farm {
         let mut addresses = BTreeMap::new();
         for member in 1..=3 {
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-            addresses.insert(member, format!("http://{}", listener.local_addr().unwrap()));
+            addresses.insert(member, listener.local_addr().unwrap().to_string());
             listeners.insert(member, listener);
         }
         let mut farm = Farm {
@@ -67,7 +67,8 @@ impl Farm {
             membership: Membership {
                 cluster: "test".to_owned(),
                 member,
-                initial: [1, 2, 3].into(),
+                initial: self.addresses.clone(),
+                ..Membership::default()
             },
             options: self.options.clone(),
             stores: StoreOptions::default(),
@@ -76,14 +77,7 @@ impl Farm {
         })
         .unwrap();
         let handle = open.handle();
-        let links = Links::start(
-            &handle,
-            &self.addresses,
-            LinkOptions::default(),
-            &tasks,
-            &self.clock,
-        )
-        .unwrap();
+        let links = Links::start(&handle, LinkOptions::default(), &tasks, &self.clock);
         let server = tonic::transport::Server::builder()
             .add_service(PeerServer::service(handle.clone()))
             .serve_with_incoming_shutdown(
@@ -111,9 +105,8 @@ impl Farm {
         node.handle.stop();
         drop((node.handle, node.links));
         tokio::task::block_in_place(|| node.running.join());
-        let address = address.strip_prefix("http://").unwrap();
         let listener = loop {
-            match tokio::net::TcpListener::bind(address).await {
+            match tokio::net::TcpListener::bind(&address).await {
                 Ok(listener) => break listener,
                 Err(_) => tokio::task::yield_now().await,
             }
@@ -250,9 +243,8 @@ async fn a_snapshot_of_the_ledger_travels_over_grpc() {
         .unwrap()
         .unwrap();
     let address = farm.addresses[&behind].clone();
-    let address = address.strip_prefix("http://").unwrap();
     let listener = loop {
-        match tokio::net::TcpListener::bind(address).await {
+        match tokio::net::TcpListener::bind(&address).await {
             Ok(listener) => break listener,
             Err(_) => tokio::task::yield_now().await,
         }

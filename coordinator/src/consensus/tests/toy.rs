@@ -25,17 +25,29 @@ pub struct Lists {
     lists: OrdMap<u8, Vec<u64>>,
     touched: std::collections::BTreeSet<u8>,
     history: Vec<Vec<u8>>,
+    /// As of the last [`Machine::take_changes`], like the ledger's.
+    digest: [u8; 32],
     last_now_ms: u64,
 }
 
 #[derive(Clone, Debug)]
-pub struct ListsView(pub OrdMap<u8, Vec<u64>>);
+pub struct ListsView(pub OrdMap<u8, Vec<u64>>, [u8; 32]);
 
 fn bytes(values: &[u64]) -> Vec<u8> {
     values
         .iter()
         .flat_map(|value| value.to_be_bytes())
         .collect()
+}
+
+fn digest(lists: &OrdMap<u8, Vec<u64>>) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new();
+    for (list, values) in lists {
+        hasher.update(&[*list]);
+        hasher.update(&(values.len() as u64).to_le_bytes());
+        hasher.update(&bytes(values));
+    }
+    *hasher.finalize().as_bytes()
 }
 
 impl View for ListsView {
@@ -48,13 +60,7 @@ impl View for ListsView {
     }
 
     fn digest(&self) -> [u8; 32] {
-        let mut hasher = blake3::Hasher::new();
-        for (key, value) in self.records() {
-            hasher.update(&key);
-            hasher.update(&(value.len() as u64).to_le_bytes());
-            hasher.update(&value);
-        }
-        *hasher.finalize().as_bytes()
+        self.1
     }
 }
 
@@ -115,6 +121,7 @@ impl Machine for Lists {
     }
 
     fn take_changes(&mut self) -> Changes {
+        self.digest = digest(&self.lists);
         Changes {
             records: std::mem::take(&mut self.touched)
                 .into_iter()
@@ -131,7 +138,7 @@ impl Machine for Lists {
     }
 
     fn view(&self) -> ListsView {
-        ListsView(self.lists.clone())
+        ListsView(self.lists.clone(), self.digest)
     }
 
     fn load(records: &mut dyn Iterator<Item = Result<Record, String>>) -> Result<Self, LoadError> {
@@ -145,6 +152,7 @@ impl Machine for Lists {
             lists.insert(key[0], values);
         }
         Ok(Lists {
+            digest: digest(&lists),
             lists,
             ..Lists::default()
         })

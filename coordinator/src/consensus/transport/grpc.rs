@@ -11,15 +11,22 @@ use protobuf::Message as _;
 use raft::eraftpb::Message;
 
 use crate::consensus::machine::{EncodedCommand, Machine};
-use crate::consensus::replica::{Applied, ProposeError};
+use crate::consensus::replica::{Applied, Note, ProposeError};
 use crate::consensus::roster::Letterhead;
 use crate::store::log::LogPosition;
 
+mod dial;
+mod join;
 mod links;
 mod server;
 
-pub use links::{AddressError, LinkOptions, Links};
+pub use dial::AddressError;
+pub use join::{JoinError, join};
+pub use links::{LinkOptions, Links};
 pub use server::PeerServer;
+
+/// Key in the trailers of a refused stream: [`Stranger::code`](crate::consensus::roster::Stranger).
+const REFUSAL: &str = "oast-refusal";
 
 /// Largest message taken from a peer: one command at its limit and what raft wraps around it.
 const MAX_MESSAGE: usize = 32 << 20;
@@ -45,6 +52,7 @@ fn letter_to_wire(letter: Letterhead) -> wire::Letterhead {
         to: letter.to,
         stamp: letter.stamp,
         known_stamps: letter.known.into_iter().collect(),
+        address: letter.address,
     }
 }
 
@@ -57,6 +65,32 @@ fn letter_from_wire(letter: Option<wire::Letterhead>) -> Letterhead {
         stamp: letter.stamp,
         to: letter.to,
         known: letter.known_stamps.into_iter().collect::<BTreeMap<_, _>>(),
+        address: letter.address,
+    }
+}
+
+fn note_to_wire(note: Note) -> wire::Note {
+    let (digest_index, digest) = note.digest.unwrap_or_default();
+    wire::Note {
+        wall_ms: note.wall_ms,
+        echo_ms: note.echo_ms,
+        echo_received_ms: note.echo_received_ms,
+        digest_index,
+        digest: if digest_index == 0 {
+            bytes::Bytes::new()
+        } else {
+            digest.to_vec().into()
+        },
+    }
+}
+
+fn note_from_wire(note: &wire::Note) -> Note {
+    let digest = note.digest.as_ref().try_into().ok();
+    Note {
+        wall_ms: note.wall_ms,
+        echo_ms: note.echo_ms,
+        echo_received_ms: note.echo_received_ms,
+        digest: digest.map(|digest| (note.digest_index, digest)),
     }
 }
 
@@ -95,7 +129,6 @@ fn outcome_to_wire<M: Wire>(
             },
             ProposeError::Unknown => refused(Reason::Unknown),
             ProposeError::Overloaded => refused(Reason::Overloaded),
-            ProposeError::ChangePending => refused(Reason::ChangePending),
             ProposeError::Stopped => refused(Reason::Stopped),
         }),
     };
@@ -162,12 +195,12 @@ pub fn propose_outcome<M: Wire>(
             Reason::NotLeader => ProposeError::NotLeader {
                 leader: Some(refused.leader).filter(|leader| *leader != 0),
             },
-            Reason::Overloaded => ProposeError::Overloaded,
+            // Members of before said so of changes of the group; no command gets it.
+            Reason::Overloaded | Reason::ChangePending => ProposeError::Overloaded,
             Reason::TooLarge => ProposeError::TooLarge {
                 bytes: usize::try_from(refused.bytes).unwrap_or(usize::MAX),
                 limit: usize::try_from(refused.limit).unwrap_or(usize::MAX),
             },
-            Reason::ChangePending => ProposeError::ChangePending,
             // The peer stopped, we did not.
             Reason::Stopped | Reason::Unknown | Reason::Unspecified => ProposeError::Unknown,
         }),

@@ -8,8 +8,9 @@ use raft::eraftpb::Message;
 
 use super::{FetchError, Transport};
 use crate::consensus::core::mix;
-use crate::consensus::handle::Handle;
+use crate::consensus::handle::{Handle, ReceiveError};
 use crate::consensus::machine::Machine;
+use crate::consensus::replica::Note;
 use crate::consensus::roster::Letterhead;
 use crate::store::snapshot::SnapshotOffer;
 
@@ -28,6 +29,8 @@ struct State<M: Machine> {
     late: BTreeMap<u64, Vec<(Letterhead, Vec<Message>)>>,
     weather: Weather,
     random: u64,
+    /// Bytes after which every transfer of a file is cut.
+    cut_after: Option<usize>,
 }
 
 /// The network; members join with [`MemoryNetwork::join`].
@@ -52,6 +55,7 @@ impl<M: Machine> MemoryNetwork<M> {
                 late: BTreeMap::new(),
                 weather: Weather::default(),
                 random: seed,
+                cut_after: None,
             }),
         })
     }
@@ -75,6 +79,11 @@ impl<M: Machine> MemoryNetwork<M> {
         self.state().weather = weather;
     }
 
+    /// From now on transfers of files are cut after so many bytes, or not any more.
+    pub fn cut_files_after(&self, bytes: Option<usize>) {
+        self.state().cut_after = bytes;
+    }
+
     /// Cuts or mends both directions between two members.
     pub fn cut(&self, a: u64, b: u64, cut: bool) {
         let mut state = self.state();
@@ -84,6 +93,15 @@ impl<M: Machine> MemoryNetwork<M> {
             } else {
                 state.cut.remove(&pair);
             }
+        }
+    }
+
+    /// Lets the sender know, as a connection that ends would.
+    fn refuse(&self, letter: &Letterhead, refused: &ReceiveError) {
+        tracing::warn!(%refused, "A batch was refused.");
+        let sender = self.state().members.get(&letter.from).cloned();
+        if let (Some(sender), ReceiveError::Stranger(stranger)) = (sender, refused) {
+            sender.refused(letter.to, stranger.code());
         }
     }
 
@@ -126,10 +144,22 @@ impl<M: Machine> Transport for MemoryNetwork<M> {
         let late = state.late.remove(&to).unwrap_or_default();
         drop(state);
         for (letter, messages) in std::iter::once((letter, messages)).chain(late) {
-            if let Err(stranger) = member.receive(&letter, messages) {
-                tracing::warn!(%stranger, "A batch was refused.");
+            if let Err(refused) = member.receive(&letter, messages) {
+                self.refuse(&letter, &refused);
             }
         }
+    }
+
+    fn note(&self, letter: Letterhead, note: Note) {
+        if let Ok(member) = self.peer(&letter)
+            && let Err(stranger) = member.hear(&letter, note)
+        {
+            self.refuse(&letter, &ReceiveError::Stranger(stranger));
+        }
+    }
+
+    fn members(&self, _addresses: &BTreeMap<u64, String>) {
+        // Everybody is here under their id.
     }
 
     fn fetch_snapshot(
@@ -149,8 +179,16 @@ impl<M: Machine> Transport for MemoryNetwork<M> {
             if piece.is_empty() {
                 return Ok(());
             }
+            let cut_after = self.state().cut_after;
+            let piece = match cut_after {
+                Some(bytes) if bytes < piece.len() => &piece[..bytes],
+                _ => &piece[..],
+            };
             offset += piece.len() as u64;
-            sink(&piece).map_err(|error| interrupted(error.to_string()))?;
+            sink(piece).map_err(|error| interrupted(error.to_string()))?;
+            if cut_after.is_some() {
+                return Err(interrupted("the transfer was cut".to_owned()));
+            }
         }
     }
 

@@ -4,7 +4,7 @@
 //! and raft repeats what is missing.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use oast_daemon::clock::SharedClock;
@@ -16,17 +16,18 @@ use protobuf::Message as _;
 use raft::eraftpb::Message;
 use tokio::sync::{Notify, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 use tonic::metadata::AsciiMetadataValue;
-use tonic::service::Interceptor;
-use tonic::service::interceptor::InterceptedService;
-use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
-use super::{MAX_MESSAGE, Wire, letter_to_wire, propose_outcome, propose_request};
+use super::dial::{AddressError, PeerChannel, dial};
+use super::{
+    MAX_MESSAGE, REFUSAL, Wire, letter_to_wire, note_to_wire, propose_outcome, propose_request,
+};
 use crate::consensus::counters::{Counters, count};
 use crate::consensus::handle::Handle;
 use crate::consensus::machine::Machine;
-use crate::consensus::replica::{Applied, ProposeError};
+use crate::consensus::replica::{Applied, Note, ProposeError};
 use crate::consensus::roster::Letterhead;
 use crate::consensus::transport::{FetchError, Transport};
 use crate::store::snapshot::SnapshotOffer;
@@ -69,21 +70,10 @@ impl Default for LinkOptions {
 
 /// Bytes after which a batch is sent as it is and another one begun.
 const BATCH_BYTES: usize = 4 << 20;
+/// What a note counts for in a queue.
+const NOTE_BYTES: usize = 256;
 /// Batches handed to HTTP/2 before it has taken the first.
 const IN_FLIGHT: usize = 4;
-
-/// A peer's address does not make an endpoint.
-#[derive(Debug, thiserror::Error)]
-#[error("reach member {member} at {address}")]
-pub struct AddressError {
-    /// Peer.
-    member: u64,
-    /// As configured.
-    address: String,
-    /// Cause.
-    #[source]
-    source: tonic::transport::Error,
-}
 
 struct Queue {
     waiting: Mutex<(VecDeque<(usize, wire::RaftBatch)>, usize)>,
@@ -129,43 +119,37 @@ impl Queue {
     }
 }
 
+#[derive(Clone)]
 struct Peer {
+    address: String,
     queue: Arc<Queue>,
     channel: PeerChannel,
+    /// Ends the link when the member leaves or moves.
+    stop: CancellationToken,
 }
 
-/// Connections to all peers.
+/// What a link tells its member: the connection to a peer was lost, and why.
+type Lost = Arc<dyn Fn(u64, &Status) + Send + Sync>;
+
+/// Connections to all peers, whoever they are at the moment.
 pub struct Links {
-    peers: BTreeMap<u64, Peer>,
+    own: u64,
+    peers: Mutex<BTreeMap<u64, Peer>>,
+    lost: Lost,
     runtime: tokio::runtime::Handle,
     options: LinkOptions,
+    tasks: Tasks,
+    clock: SharedClock,
     counters: Arc<Counters>,
 }
 
 impl std::fmt::Debug for Links {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Links")
-            .field("peers", &self.peers.keys())
+            .field("own", &self.own)
             .finish_non_exhaustive()
     }
 }
-
-/// Shows who we are with every call.
-#[derive(Clone)]
-struct Badge(Option<AsciiMetadataValue>);
-
-impl Interceptor for Badge {
-    fn call(&mut self, mut request: tonic::Request<()>) -> Result<tonic::Request<()>, Status> {
-        if let Some(value) = &self.0 {
-            request
-                .metadata_mut()
-                .insert("authorization", value.clone());
-        }
-        Ok(request)
-    }
-}
-
-type PeerChannel = InterceptedService<Channel, Badge>;
 
 fn client(channel: &PeerChannel) -> PeerClient<PeerChannel> {
     PeerClient::new(channel.clone())
@@ -174,73 +158,79 @@ fn client(channel: &PeerChannel) -> PeerClient<PeerChannel> {
 }
 
 impl Links {
-    /// Starts a link to every address but our own. Must be called inside the runtime.
-    ///
-    /// # Errors
-    /// [`AddressError`] for an address that is no URI such as `http://127.0.0.1:7301`.
+    /// Links without peers yet: [`Transport::members`] says who they are. Must be called inside
+    /// the runtime.
+    #[must_use]
     pub fn start<M: Machine>(
         handle: &Handle<M>,
-        addresses: &BTreeMap<u64, String>,
         options: LinkOptions,
         tasks: &Tasks,
         clock: &SharedClock,
-    ) -> Result<Arc<Self>, AddressError> {
-        let mut peers = BTreeMap::new();
-        for (member, address) in addresses {
-            if *member == handle.member() {
-                continue;
-            }
-            let endpoint =
-                Endpoint::from_shared(address.clone()).map_err(|source| AddressError {
-                    member: *member,
-                    address: address.clone(),
-                    source,
-                })?;
-            let channel = endpoint
-                .connect_timeout(options.connect_timeout)
-                .tcp_nodelay(true)
-                .http2_keep_alive_interval(options.keep_alive)
-                .keep_alive_timeout(options.keep_alive)
-                .keep_alive_while_idle(true)
-                .connect_with_connector_lazy(options.dialer.connector());
-            let channel = InterceptedService::new(channel, Badge(options.authorization.clone()));
-            let queue = Arc::new(Queue {
-                waiting: Mutex::default(),
-                limit: options.queue_bytes,
-                filled: Notify::new(),
-            });
-            let link = Link {
-                member: *member,
-                queue: queue.clone(),
-                channel: channel.clone(),
-                options: options.clone(),
-                clock: clock.clone(),
-            };
-            let owner = handle.clone();
-            tasks.spawn(
-                "peer-link",
-                TaskKind::BACKGROUND,
-                link.run(move |member| {
-                    owner.unreachable(member);
-                }),
-            );
-            peers.insert(*member, Peer { queue, channel });
-        }
-        let runtime = tokio::runtime::Handle::current();
-        Ok(Arc::new(Links {
-            peers,
-            runtime,
+    ) -> Arc<Self> {
+        let owner = handle.clone();
+        Arc::new(Links {
+            own: handle.member(),
+            peers: Mutex::default(),
+            lost: Arc::new(move |member, status| {
+                owner.unreachable(member);
+                let code = status.metadata().get(REFUSAL);
+                if let Some(code) = code.and_then(|code| code.to_str().ok()) {
+                    owner.refused(member, code);
+                }
+            }),
+            runtime: tokio::runtime::Handle::current(),
             options,
+            tasks: tasks.clone(),
+            clock: clock.clone(),
             counters: handle.counters(),
-        }))
+        })
     }
 
-    fn peer(&self, member: u64) -> Result<&Peer, FetchError> {
-        self.peers
+    fn peers(&self) -> MutexGuard<'_, BTreeMap<u64, Peer>> {
+        self.peers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn begin(&self, member: u64, address: &str) -> Result<Peer, AddressError> {
+        // The driver's thread is none of the runtime's.
+        let _inside = self.runtime.enter();
+        let channel = dial(address, &self.options)?;
+        let queue = Arc::new(Queue {
+            waiting: Mutex::default(),
+            limit: self.options.queue_bytes,
+            filled: Notify::new(),
+        });
+        let link = Link {
+            member,
+            queue: queue.clone(),
+            channel: channel.clone(),
+            options: self.options.clone(),
+            clock: self.clock.clone(),
+        };
+        let (lost, stop) = (self.lost.clone(), CancellationToken::new());
+        let stopped = stop.clone();
+        self.tasks
+            .spawn("peer-link", TaskKind::BACKGROUND, async move {
+                tokio::select! {
+                    biased;
+                    () = stopped.cancelled() => {}
+                    () = link.run(move |member, status| lost(member, status)) => {}
+                }
+            });
+        Ok(Peer {
+            address: address.to_owned(),
+            queue,
+            channel,
+            stop,
+        })
+    }
+
+    fn peer(&self, member: u64) -> Result<Peer, FetchError> {
+        self.peers()
             .get(&member)
+            .cloned()
             .ok_or_else(|| FetchError::Interrupted {
                 member,
-                problem: "no address is configured for it".to_owned(),
+                problem: "the group has no such member".to_owned(),
             })
     }
 
@@ -272,6 +262,44 @@ impl Links {
 }
 
 impl Transport for Links {
+    fn members(&self, addresses: &BTreeMap<u64, String>) {
+        let mut peers = self.peers();
+        peers.retain(|member, peer| {
+            let stays = addresses.get(member) == Some(&peer.address);
+            if !stays {
+                peer.stop.cancel();
+            }
+            stays
+        });
+        for (member, address) in addresses {
+            if *member == self.own || peers.contains_key(member) {
+                continue;
+            }
+            match self.begin(*member, address) {
+                Ok(peer) => {
+                    peers.insert(*member, peer);
+                }
+                Err(error) => {
+                    let error = crate::consensus::chain(&error);
+                    tracing::error!(member, error, "A member cannot be reached.");
+                }
+            }
+        }
+    }
+
+    fn note(&self, letter: Letterhead, note: Note) {
+        let Ok(peer) = self.peer(letter.to) else {
+            return;
+        };
+        let batch = wire::RaftBatch {
+            letter: Some(letter_to_wire(letter)),
+            messages: Vec::new(),
+            note: Some(note_to_wire(note)),
+        };
+        // A note weighs little and carries no message that could be missed.
+        peer.queue.push(NOTE_BYTES, batch);
+    }
+
     fn send(&self, letter: Letterhead, messages: Vec<Message>) {
         let Ok(peer) = self.peer(letter.to) else {
             return;
@@ -284,6 +312,7 @@ impl Transport for Links {
             let batch = wire::RaftBatch {
                 letter: Some(letter.clone()),
                 messages,
+                note: None,
             };
             dropped += peer.queue.push(bytes, batch);
         };
@@ -346,6 +375,13 @@ impl Transport for Links {
                 let Some(piece) = piece.ok_or_else(late).and_then(|r| r).map_err(failed)? else {
                     return Ok(());
                 };
+                let sum = blake3::hash(&piece.data);
+                if !piece.checksum.is_empty() && sum.as_bytes()[..] != piece.checksum[..] {
+                    return Err(FetchError::Interrupted {
+                        member,
+                        problem: "a piece was damaged on its way".to_owned(),
+                    });
+                }
                 sink(&piece.data).map_err(|error| FetchError::Interrupted {
                     member,
                     problem: error.to_string(),
@@ -391,7 +427,7 @@ impl Transport for Links {
 }
 
 /// Follows the real clock: it guards a real connection.
-async fn limited<T>(limit: Duration, work: impl Future<Output = T>) -> Option<T> {
+pub(super) async fn limited<T>(limit: Duration, work: impl Future<Output = T>) -> Option<T> {
     oast_daemon::clock::timeout(&oast_daemon::clock::SystemClock, limit, work)
         .await
         .ok()
@@ -407,7 +443,7 @@ struct Link {
 
 impl Link {
     /// Keeps a stream open until the task is dropped; no error ends it.
-    async fn run(self, unreachable: impl Fn(u64)) {
+    async fn run(self, lost: impl Fn(u64, &Status)) {
         let member = self.member;
         let mut backoff = self.options.backoff;
         let mut connected = true;
@@ -417,7 +453,7 @@ impl Link {
             let first = self.queue.next().await;
             let began = self.clock.monotonic();
             let status = self.stream(first).await;
-            unreachable(member);
+            lost(member, &status);
             if self.clock.monotonic().saturating_sub(began) > self.options.backoff_max {
                 backoff = self.options.backoff;
                 connected = true;

@@ -5,15 +5,19 @@ use std::pin::Pin;
 use futures_util::{Stream, StreamExt as _, stream};
 use oast_proto::peer::v1 as wire;
 use oast_proto::peer::v1::peer_server;
+use tonic::metadata::MetadataValue;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{
-    MAX_MESSAGE, PROPOSE_MANY_MAX, Wire, letter_from_wire, message_from_wire, outcome_to_wire,
+    MAX_MESSAGE, PROPOSE_MANY_MAX, REFUSAL, Wire, letter_from_wire, message_from_wire,
+    note_from_wire, outcome_to_wire,
 };
 use crate::consensus::chain;
+use crate::consensus::change::{Change, ChangeError, is_address};
 use crate::consensus::handle::{Handle, ReceiveError, ServeError};
 use crate::consensus::machine::EncodedCommand;
 use crate::consensus::replica::ProposeError;
+use crate::consensus::roster::Stranger;
 use crate::store::log::LogPosition;
 use crate::store::snapshot::SnapshotOffer;
 
@@ -43,6 +47,16 @@ fn checked<M: Wire>(command: wire::LoggedCommand) -> Result<EncodedCommand, Stat
     })
 }
 
+/// The sender learns by the code what to do about it.
+fn stranger(from: u64, stranger: &Stranger) -> Status {
+    tracing::warn!(from, %stranger, "A peer is refused.");
+    let mut status = Status::failed_precondition(stranger.to_string());
+    status
+        .metadata_mut()
+        .insert(REFUSAL, MetadataValue::from_static(stranger.code()));
+    status
+}
+
 fn refused(error: &ServeError) -> Status {
     match error {
         ServeError::Stranger(stranger) => Status::failed_precondition(stranger.to_string()),
@@ -69,13 +83,15 @@ impl<M: Wire> peer_server::Peer for PeerServer<M> {
                 .ok_or_else(|| Status::invalid_argument("a raft message cannot be read"))?;
             self.handle
                 .receive(&letter, messages)
-                .map_err(|error| match error {
-                    ReceiveError::Stranger(stranger) => {
-                        tracing::warn!(from = letter.from, %stranger, "A peer is refused.");
-                        Status::failed_precondition(stranger.to_string())
-                    }
+                .map_err(|error| match &error {
+                    ReceiveError::Stranger(who) => stranger(letter.from, who),
                     ReceiveError::Stopped => Status::unavailable(error.to_string()),
                 })?;
+            if let Some(note) = batch.note {
+                self.handle
+                    .hear(&letter, note_from_wire(&note))
+                    .map_err(|who| stranger(letter.from, &who))?;
+            }
         }
         Ok(Response::new(wire::DeliverSummary {}))
     }
@@ -110,7 +126,11 @@ impl<M: Wire> peer_server::Peer for PeerServer<M> {
                     return Ok(None);
                 }
                 let next = offset + data.len() as u64;
-                Ok(Some((wire::SnapshotChunk { data: data.into() }, next)))
+                let chunk = wire::SnapshotChunk {
+                    checksum: blake3::hash(&data).as_bytes().to_vec().into(),
+                    data: data.into(),
+                };
+                Ok(Some((chunk, next)))
             }
         });
         Ok(Response::new(pieces.boxed()))
@@ -182,5 +202,73 @@ impl<M: Wire> peer_server::Peer for PeerServer<M> {
         Ok(Response::new(wire::ProposeManyResponse {
             outcomes: outcomes.collect(),
         }))
+    }
+
+    async fn join(
+        &self,
+        request: Request<wire::JoinRequest>,
+    ) -> Result<Response<wire::JoinResponse>, Status> {
+        let request = request.into_inner();
+        let outcome = self.bind(request).await;
+        Ok(Response::new(wire::JoinResponse {
+            outcome: Some(outcome),
+        }))
+    }
+}
+
+impl<M: Wire> PeerServer<M> {
+    async fn bind(&self, request: wire::JoinRequest) -> wire::join_response::Outcome {
+        use wire::join_response::Outcome;
+
+        let refused = |problem: String, retry: bool| wire::JoinRefused {
+            problem,
+            retry,
+            leader: String::new(),
+        };
+        let wire::JoinRequest {
+            cluster_id,
+            address,
+            stamp,
+        } = request;
+        if cluster_id != self.handle.cluster() {
+            let problem = format!(
+                "join farm {cluster_id}: this is farm {}; check `farm` and `join` in the configuration",
+                self.handle.cluster()
+            );
+            return Outcome::Refused(refused(problem, false));
+        }
+        if !is_address(&address) || stamp == 0 {
+            let problem = format!("join at `{address}`: that is no host:port");
+            return Outcome::Refused(refused(problem, false));
+        }
+        match self
+            .handle
+            .change("", Change::Join { address, stamp })
+            .await
+        {
+            Ok(changed) => match changed.members.first() {
+                Some(member) => Outcome::Member(*member),
+                None => Outcome::Refused(refused("the group named no member".to_owned(), true)),
+            },
+            Err(error) => {
+                let retry = !matches!(error, ChangeError::AnotherDirectory { .. });
+                let leader = match &error {
+                    ChangeError::NotLeader { leader } => self.address_of(*leader),
+                    _ => String::new(),
+                };
+                Outcome::Refused(wire::JoinRefused {
+                    leader,
+                    ..refused(error.to_string(), retry)
+                })
+            }
+        }
+    }
+
+    /// Empty when it is not known.
+    fn address_of(&self, member: Option<u64>) -> String {
+        let status = self.handle.status();
+        let status = status.borrow();
+        let record = member.and_then(|member| status.members.get(&member));
+        record.map(|r| r.address.clone()).unwrap_or_default()
     }
 }

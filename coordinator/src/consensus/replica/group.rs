@@ -1,0 +1,258 @@
+//! Changes of the group under way: from a question to its answer.
+//!
+//! ```text
+//! change -> planned -> entry (index, term) -> applied -> [joint, left automatically] -> Ok
+//!    |          |             |                  '- passed over by all members: PassedOver
+//!    |          |             '- leadership lost, or no majority in time: Unknown
+//!    '----------'- refused
+//! ```
+//!
+//! raft-rs turns a configuration change that it does not like into an empty entry and says nothing;
+//! so what counts is what was applied at the index of the proposal, never that it was accepted.
+
+use std::collections::BTreeMap;
+
+use super::{Output, Replica, ReplicaError, Ticket};
+use crate::consensus::change::{self, Change, ChangeError, Changed, Ground, Plan};
+use crate::consensus::core::Refused;
+use crate::consensus::entry;
+use crate::consensus::machine::Machine;
+use crate::store::log::{LogPosition, LogStore};
+use crate::store::state::StateRoot;
+
+/// Ticks for which a member that was introduced is not introduced again.
+const INTRODUCE_TICKS: u64 = 20;
+
+/// A change whose outcome somebody waits for.
+struct Pending {
+    term: u64,
+    ticket: Ticket,
+    request_id: String,
+    changed: Changed,
+    /// Tick after which it is given up.
+    until: u64,
+    /// It was applied; the old voters are still to be let go.
+    applied: bool,
+}
+
+/// See the module's documentation.
+#[derive(Default)]
+pub(super) struct Changes {
+    pending: BTreeMap<u64, Pending>,
+    /// Members that were introduced to the log, and until when they are not again.
+    introduced: BTreeMap<u64, u64>,
+}
+
+fn refused(refused: Refused) -> ChangeError {
+    match refused {
+        Refused::NotLeader { leader } => ChangeError::NotLeader { leader },
+        Refused::Overloaded => ChangeError::Overloaded,
+        Refused::ChangePending => ChangeError::Pending,
+    }
+}
+
+impl<M: Machine, L: LogStore, R: StateRoot> Replica<M, L, R> {
+    /// Changes the group. The ticket gets exactly one answer, when the change is in force. A
+    /// repeated `request_id` gets the answer of the first.
+    pub fn change(&mut self, ticket: Ticket, request_id: &str, change: &Change) {
+        match self.begin_change(ticket, request_id, change) {
+            Ok(None) => {}
+            Ok(Some(done)) => self.changed(ticket, Ok(done)),
+            Err(error) => self.changed(ticket, Err(error)),
+        }
+    }
+
+    fn changed(&mut self, ticket: Ticket, answer: Result<Changed, ChangeError>) {
+        self.side.outputs.push(Output::Changed(ticket, answer));
+    }
+
+    /// What the leader knows; `None` on other members.
+    pub(super) fn ground(&self) -> Option<Ground<'_>> {
+        let meta = self.core.meta()?;
+        if !self.core.leads() {
+            return None;
+        }
+        let matched = self.core.peers().into_iter();
+        Some(Ground {
+            us: meta.identity.member,
+            members: &meta.members,
+            conf: &meta.conf_state,
+            answered: self.answered(),
+            matched: matched
+                .filter(|peer| !peer.snapshot)
+                .map(|peer| (peer.member, peer.matched))
+                .collect(),
+            skewed: self.skewed(),
+            last: self.core.last_index(),
+            promote_lag: self.options.promote_lag,
+        })
+    }
+
+    fn begin_change(
+        &mut self,
+        ticket: Ticket,
+        request_id: &str,
+        change: &Change,
+    ) -> Result<Option<Changed>, ChangeError> {
+        let nobody = ChangeError::NotLeader {
+            leader: self.core.leader(),
+        };
+        let Some(ground) = self.ground() else {
+            return Err(nobody);
+        };
+        // Before that the configuration in force may not be the newest one.
+        if !self.core.leads_with_full_state() {
+            return Err(ChangeError::NotLeader { leader: None });
+        }
+        let (position, changed) = match change::plan(change, request_id, &ground)? {
+            Plan::Done(done) => return Ok(Some(done)),
+            Plan::HandOver(to) => {
+                self.core.transfer(to);
+                return Ok(Some(Changed { members: vec![to] }));
+            }
+            Plan::HandOverFirst(to) => {
+                self.core.transfer(to);
+                return Err(ChangeError::HandingOver { to });
+            }
+            Plan::Configure(conf, changed) => (self.core.propose_change(conf), changed),
+            Plan::Note(context, changed) => (self.propose_note(context), changed),
+        };
+        let position = position.map_err(refused)?;
+        let pending = Pending {
+            term: position.term,
+            ticket,
+            request_id: request_id.to_owned(),
+            changed,
+            until: self.ticks + self.options.change_timeout_ticks,
+            applied: false,
+        };
+        self.changes.pending.insert(position.index, pending);
+        Ok(None)
+    }
+
+    /// Puts an entry without commands into the log.
+    pub(super) fn propose_note(&mut self, context: Vec<u8>) -> Result<LogPosition, Refused> {
+        let now_ms = self.now_ms(self.time);
+        self.core.propose_note(entry::note(now_ms), context)
+    }
+
+    /// A member told its creation stamp and its address. The leader puts what is new about it
+    /// into the log.
+    pub fn introduce(&mut self, member: u64, stamp: u64, address: &str) {
+        let Some(meta) = self.core.meta() else { return };
+        let Some(record) = meta.members.known.get(&member) else {
+            return;
+        };
+        let moved = !address.is_empty() && address != record.address;
+        if !self.core.leads_with_full_state() || (record.stamp != 0 && !moved) {
+            return;
+        }
+        let wait = self.changes.introduced.get(&member).copied();
+        if wait.is_some_and(|until| self.ticks < until) {
+            return;
+        }
+        let bind = Change::Bind {
+            member,
+            stamp,
+            address: address.to_owned(),
+        };
+        let planned = self.ground().map(|ground| change::plan(&bind, "", &ground));
+        if let Some(Ok(Plan::Note(context, _))) = planned
+            && self.propose_note(context).is_ok()
+        {
+            let until = self.ticks + INTRODUCE_TICKS;
+            self.changes.introduced.insert(member, until);
+        }
+    }
+
+    pub(super) fn tick_changes(&mut self) {
+        let now = self.ticks;
+        let late: Vec<u64> = self
+            .changes
+            .pending
+            .iter()
+            .filter(|(_, pending)| pending.until < now)
+            .map(|(index, _)| *index)
+            .collect();
+        for index in late {
+            if let Some(pending) = self.changes.pending.remove(&index) {
+                self.changed(pending.ticket, Err(ChangeError::Unknown));
+            }
+        }
+        self.changes.introduced.retain(|_, until| *until > now);
+        let (us, stamp) = match self.core.meta() {
+            Some(meta) => (meta.identity.member, meta.identity.stamp),
+            None => return,
+        };
+        let address = self.address.clone();
+        self.introduce(us, stamp, &address);
+    }
+
+    /// Answers whose changes came into force, and stops if we were removed.
+    pub(super) fn settle_changes(&mut self) -> Result<(), ReplicaError> {
+        for (position, outcome) in std::mem::take(&mut self.side.settled) {
+            self.side.outputs.push(Output::MembersChanged);
+            let Some(mut pending) = self.changes.pending.remove(&position.index) else {
+                continue;
+            };
+            if pending.term != position.term {
+                self.changed(pending.ticket, Err(ChangeError::NotLeader { leader: None }));
+                continue;
+            }
+            match outcome {
+                Ok(()) => {
+                    pending.applied = true;
+                    self.changes.pending.insert(position.index, pending);
+                }
+                Err(problem) => {
+                    let settled = self
+                        .core
+                        .meta()
+                        .and_then(|meta| meta.members.settled(&pending.request_id).cloned());
+                    let answer = match settled {
+                        // The same call came into force through another leader.
+                        Some(settled) => Ok(Changed {
+                            members: settled.members,
+                        }),
+                        None => Err(ChangeError::PassedOver { problem }),
+                    };
+                    self.changed(pending.ticket, answer);
+                }
+            }
+        }
+        if !self.core.joint() {
+            let done: Vec<u64> = self
+                .changes
+                .pending
+                .iter()
+                .filter(|(_, pending)| pending.applied)
+                .map(|(index, _)| *index)
+                .collect();
+            for index in done {
+                if let Some(pending) = self.changes.pending.remove(&index) {
+                    self.changed(pending.ticket, Ok(pending.changed));
+                }
+            }
+        }
+        match self.core.meta() {
+            Some(meta) if meta.members.retired(meta.identity.member) && !self.core.joint() => {
+                Err(ReplicaError::Removed {
+                    member: meta.identity.member,
+                })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Leadership is lost: nobody here can tell what becomes of them.
+    pub(super) fn forget_changes(&mut self) {
+        for (_, pending) in std::mem::take(&mut self.changes.pending) {
+            self.changed(pending.ticket, Err(ChangeError::Unknown));
+        }
+    }
+
+    /// Whether a change of the group is under way.
+    pub(super) fn changing(&self) -> bool {
+        self.core.change_pending()
+    }
+}
