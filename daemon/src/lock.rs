@@ -39,7 +39,10 @@ pub enum LockError {
         holder: String,
     },
     /// Creating, opening or writing failed.
-    #[error("cannot {what} {}", path.display())]
+    #[error(
+        "cannot {what} {}; see that it can be written and that the disk is whole and not full",
+        path.display()
+    )]
     Io {
         /// What was tried.
         what: &'static str,

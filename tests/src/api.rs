@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use oast_proto::peer::v1::peer_client::PeerClient;
 use oast_proto::v1::changes_client::ChangesClient;
 use oast_proto::v1::fleets_client::FleetsClient;
 use oast_proto::v1::images_client::ImagesClient;
@@ -66,6 +67,7 @@ services! {
     fleets: FleetsClient;
     resources: ResourcesClient;
     operator: OperatorClient;
+    peer: PeerClient;
     changes: ChangesClient;
     worker_tokens: WorkerTokensClient;
 }

@@ -23,6 +23,7 @@ use tempfile::TempDir;
 
 use crate::api::{Api, call};
 use crate::cli::Cli;
+use crate::faults::{self, Fault};
 use crate::ports::Ports;
 use crate::wait::{Seen, seen, until};
 
@@ -37,6 +38,8 @@ const CLOUD_PORT: u16 = 9;
 const FARM_PORT: u16 = 3;
 /// SIGKILL.
 pub const KILL: i32 = 9;
+/// Folder with the members' faults.
+const FAULTS: &str = "faults";
 
 /// What a farm consists of.
 #[derive(Clone, Debug)]
@@ -49,6 +52,7 @@ pub struct Plan {
     worker_extra: String,
     cache: Option<PathBuf>,
     tls: Option<String>,
+    faulty_disks: bool,
 }
 
 impl Plan {
@@ -64,6 +68,7 @@ impl Plan {
             worker_extra: String::new(),
             cache: None,
             tls: None,
+            faulty_disks: false,
         }
     }
 
@@ -117,6 +122,13 @@ impl Plan {
         self
     }
 
+    /// The members' disks can be made to fail, see [`Farm::fault`]. Needs a C compiler.
+    #[must_use]
+    pub fn faulty_disks(mut self) -> Plan {
+        self.faulty_disks = true;
+        self
+    }
+
     /// Starts everything and waits until the farm has a leader and all its workers.
     ///
     /// # Errors
@@ -137,6 +149,10 @@ impl Plan {
         let ports = Ports::block()?;
         for name in ["logs", "config", "store", "tokens", "home"] {
             fs::create_dir(folder.path().join(name))?;
+        }
+        if self.faulty_disks {
+            fs::create_dir(folder.path().join(FAULTS))?;
+            faults::library(&folder.path().join(FAULTS))?;
         }
         let mut tokens = BTreeMap::new();
         for name in ["admin", "worker", "cloud", "peer"] {
@@ -389,6 +405,26 @@ impl Farm {
         self.explain(dead)
     }
 
+    /// Makes the disk of a member fail from now on, with this error number, or not any more.
+    ///
+    /// # Errors
+    /// The farm was not made for that.
+    pub fn fault(&self, name: &str, fault: Option<(Fault, i32)>) -> Result<()> {
+        ensure!(self.plan.faulty_disks, "this farm's disks are healthy");
+        let control = self.folder().join(FAULTS).join(name);
+        match fault {
+            // In one step: the member reads the file whenever it uses its disk.
+            Some((fault, number)) => {
+                let order = fault.order(number, &self.folder().join(name));
+                let draft = control.with_extension("draft");
+                fs::write(&draft, order)?;
+                fs::rename(draft, control)?;
+            }
+            None => fs::remove_file(control)?,
+        }
+        Ok(())
+    }
+
     /// Waits until a process has ended by itself.
     ///
     /// # Errors
@@ -617,10 +653,18 @@ impl Farm {
             _ => "local-cloud",
         };
         let kept = ["PATH", "http_proxy", "https_proxy", "no_proxy", "OAST_LOG"];
+        let faults = (self.plan.faulty_disks && verb == "coordinator").then(|| {
+            [
+                ("LD_PRELOAD", self.path(&format!("{FAULTS}/disk.so"))),
+                ("OAST_FAULTS", self.path(&format!("{FAULTS}/{name}"))),
+            ]
+        });
         let env = kept
             .into_iter()
-            .filter_map(|key| Some((key.to_owned(), std::env::var(key).ok()?)))
-            .chain([("HOME".to_owned(), self.path("home"))])
+            .filter_map(|key| Some((key, std::env::var(key).ok()?)))
+            .chain([("HOME", self.path("home"))])
+            .chain(faults.into_iter().flatten())
+            .map(|(key, value)| (key.to_owned(), value))
             .collect();
         let mut argv = vec![
             self.plan.oast.display().to_string(),

@@ -16,6 +16,7 @@
 pub mod api;
 pub mod cli;
 pub mod farm;
+pub mod faults;
 pub mod git;
 pub mod http;
 pub mod need;

@@ -9,7 +9,8 @@
 //!
 //! state                                        what happens
 //! opens, applied within the log                commit = max(commit, applied, newest configuration), replay the rest
-//! damaged, ahead of or older than the log      rebuild from the newest snapshot file and the log
+//! ahead of the log                             refuse: the log lost what it acknowledged
+//! damaged, or older than the log               rebuild from the newest snapshot file and the log
 //! no snapshot file fits                        refuse
 //! ```
 
@@ -116,6 +117,18 @@ pub enum OpenError {
     LogLost {
         /// Directory.
         place: String,
+    },
+    /// The state shows entries that the log does not have any more.
+    #[error(
+        "start from {place}: the raft log ends at entry {last}, but entry {applied} was applied here. The log lost its end and with it what this member acknowledged; remove this member and add it again under a new id"
+    )]
+    LogCut {
+        /// Where the log is.
+        place: String,
+        /// Its last entry.
+        last: u64,
+        /// The last applied entry.
+        applied: u64,
     },
     /// Log.
     #[error("open the log")]
@@ -404,6 +417,14 @@ fn load_current<M: Machine, L: LogStore, R: StateRoot>(
             "it ends at {}, the log begins after {}",
             applied.index, meta.truncated.index
         )));
+    }
+    if applied.index > log.last_index() {
+        // Entries are synced before they are applied: whatever is applied was in the log.
+        return Err(OpenError::LogCut {
+            place: log.place().to_owned(),
+            last: log.last_index(),
+            applied: applied.index,
+        });
     }
     match log.term(applied.index).map_err(OpenError::Log)? {
         Some(term) if term == applied.term => {}

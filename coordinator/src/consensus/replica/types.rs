@@ -82,7 +82,9 @@ pub enum ReplicaError {
     #[error(transparent)]
     Core(#[from] CoreError),
     /// The materialised state.
-    #[error("keep the state")]
+    #[error(
+        "keep the state; nothing is lost, it is made again from the log. Check the disk and make room, then start the member again"
+    )]
     State(#[source] StateError),
     /// An entry.
     #[error(transparent)]

@@ -1,0 +1,334 @@
+//! Members that cannot be trusted any more stop and say what to do; the others go on, and take a new
+//! one in. Nobody is brought down through the port.
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use oast_proto::peer::v1::{Letterhead, RaftBatch};
+use oast_proto::v1::{ApplyResourceRequest, ListPeersRequest, ListResourcesRequest, Peer};
+use oast_tests::api::{Api, call};
+use oast_tests::farm::{Farm, Plan, START};
+use oast_tests::faults::{EIO, EROFS, Fault};
+use oast_tests::need;
+use oast_tests::wait::{seen, until};
+
+fn team(name: &str) -> String {
+    format!("apiVersion: oast/v1\nkind: Team\nname: {name}\nspec: {{}}\n")
+}
+
+/// Writes through members other than `not` until one acknowledges.
+async fn write(farm: &Farm, name: &str, not: usize) -> Result<()> {
+    let mut turn = 0;
+    let request = ApplyResourceRequest {
+        request_id: name.to_owned(),
+        document: team(name),
+        validate_only: false,
+        expected_revision: -1,
+    };
+    let written = until(name, START, async || {
+        turn += 1;
+        let id = turn % 3 + 1;
+        if id == not {
+            return Ok(seen(None, "somebody else's turn"));
+        }
+        let mut resources = farm.api(id)?.resources();
+        let answer = resources.apply_resource(call(request.clone())).await;
+        Ok(seen(answer.as_ref().ok().map(drop), format!("{answer:?}")))
+    });
+    farm.explain(written.await)
+}
+
+async fn names(api: &Api) -> Result<Vec<String>> {
+    let list = ListResourcesRequest::default();
+    let list = api.resources().list_resources(call(list)).await?;
+    let resources = list.into_inner().resources.into_iter();
+    Ok(resources.map(|resource| resource.name).collect())
+}
+
+/// Waits until member `id` shows everything.
+async fn shows(farm: &Farm, id: usize, wanted: &[&str]) -> Result<()> {
+    let shown = until("everything is shown", START, async || {
+        let found = names(&farm.api(id)?).await.unwrap_or_default();
+        let all = wanted
+            .iter()
+            .all(|name| found.iter().any(|there| there == name));
+        Ok(seen(all.then_some(()), format!("{found:?}")))
+    });
+    farm.explain(shown.await)
+}
+
+/// Waits until a member has ended by itself, and checks what it said last.
+async fn stopped(farm: &Farm, name: &str, parts: &[&str]) -> Result<()> {
+    let ended = farm.ended(name).await?;
+    ensure!(ended.code != Some(0), "{name} ended as if all was well");
+    let log = farm.log(name);
+    let last: String = log.lines().rev().take(40).collect::<Vec<_>>().join("\n");
+    for part in parts {
+        ensure!(last.contains(part), "{name} did not say `{part}`: {log}");
+    }
+    Ok(())
+}
+
+fn folder(farm: &Farm, id: usize) -> PathBuf {
+    farm.folder().join(format!("member-{id}"))
+}
+
+async fn peers(farm: &Farm, asked: usize) -> Result<Vec<Peer>> {
+    let request = ListPeersRequest { from_leader: true };
+    let mut operator = farm.api(asked)?.operator();
+    Ok(operator.list_peers(call(request)).await?.into_inner().peers)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_with_a_bad_disk_says_what_to_do_and_comes_back_when_it_is_mended() -> Result<()> {
+    const TEST: &str = "a_member_with_a_bad_disk_says_what_to_do_and_comes_back_when_it_is_mended";
+    let Some(oast) = need::oast(TEST) else {
+        return Ok(());
+    };
+    if !need::have(need::program("cc"), "a C compiler", TEST) {
+        return Ok(());
+    }
+    let farm = Plan::new(&oast).faulty_disks().start().await?;
+    let mut written = Vec::new();
+    for (name, fault, parts) in [
+        (
+            "after-a-failed-fsync",
+            Fault::Sync,
+            ["did not keep the raft log", "start the member again"],
+        ),
+        (
+            "after-a-failed-write",
+            Fault::Write,
+            ["Check the disk and make room", "start the member again"],
+        ),
+    ] {
+        // The leader: what it was about to acknowledge must come through the others.
+        let victim = farm.leader().await?;
+        let member = format!("member-{victim}");
+        farm.fault(&member, Some((fault, EIO)))?;
+        write(&farm, name, victim).await?;
+        written.push(name);
+        farm.explain(stopped(&farm, &member, &parts).await)?;
+        farm.fault(&member, None)?;
+        farm.begin(&member).await?;
+        shows(&farm, victim, &written).await?;
+    }
+
+    // Read-only from the start.
+    let victim = farm.leader().await? % 3 + 1;
+    let member = format!("member-{victim}");
+    farm.kill(&member).await?;
+    farm.fault(&member, Some((Fault::Change, EROFS)))?;
+    farm.begin(&member).await?;
+    let parts = ["Read-only file system", "see that it can be written"];
+    farm.explain(stopped(&farm, &member, &parts).await)?;
+    write(&farm, "without-the-read-only-one", victim).await?;
+    written.push("without-the-read-only-one");
+    farm.fault(&member, None)?;
+    farm.begin(&member).await?;
+    shows(&farm, victim, &written).await?;
+    farm.everybody_answers().await?;
+    farm.finish().await
+}
+
+/// Overwrites a part of the first file with this ending.
+fn damage(folder: &Path, ending: &str) -> Result<()> {
+    let mut files: Vec<PathBuf> = fs::read_dir(folder)?
+        .map(|entry| Ok(entry?.path()))
+        .collect::<Result<_>>()?;
+    files.retain(|path| path.extension().is_some_and(|found| found == ending));
+    files.sort();
+    let file = files.first().context("a file to damage")?;
+    let mut bytes = fs::read(file)?;
+    let end = bytes.len().min(64);
+    bytes[..end].fill(0x55);
+    fs::write(file, bytes)?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_lost_its_log_is_replaced_in_a_running_farm() -> Result<()> {
+    const TEST: &str = "a_member_that_lost_its_log_is_replaced_in_a_running_farm";
+    let Some(oast) = need::oast(TEST) else {
+        return Ok(());
+    };
+    let farm = Plan::new(&oast).spares(1).start().await?;
+    write(&farm, "before", 0).await?;
+    let leader = farm.leader().await?;
+    let victim = leader % 3 + 1;
+    let member = format!("member-{victim}");
+    farm.kill(&member).await?;
+
+    damage(&folder(&farm, victim).join("raft"), "raftlog")?;
+    farm.begin(&member).await?;
+    let parts = ["remove this member and add it again under a new id"];
+    farm.explain(stopped(&farm, &member, &parts).await)?;
+    fs::remove_dir_all(folder(&farm, victim).join("raft"))?;
+    farm.begin(&member).await?;
+    let parts = ["its raft log is gone", "add it again under a new id"];
+    farm.explain(stopped(&farm, &member, &parts).await)?;
+    fs::remove_dir_all(folder(&farm, victim))?;
+    farm.begin(&member).await?;
+    let parts = ["made anew", "add it again under a new id"];
+    farm.explain(stopped(&farm, &member, &parts).await)?;
+    write(&farm, "without-it", victim).await?;
+
+    // What the message says, in the words of docs/operating.md.
+    let all: Vec<String> = (1..=4).map(|id| farm.address(id)).collect();
+    let cli = farm.cli().env("OAST_ADDR", &all.join(","));
+    let fourth = farm.address(4);
+    let added = cli.good(&["operator", "raft", "add-learner", &fourth, "-o", "name"])?;
+    ensure!(added.trim() == "4", "{added}");
+    farm.begin("member-4").await?;
+    let follows = until("member 4 follows", START, async || {
+        let peers = peers(&farm, leader).await?;
+        let fourth = peers.iter().find(|peer| peer.id == 4);
+        let follows = fourth.filter(|p| p.joined && p.answers && p.matched > 0 && p.lag < 500);
+        Ok(seen(follows.map(drop), format!("{peers:?}")))
+    });
+    farm.explain(follows.await)?;
+    let old = victim.to_string();
+    cli.good(&["operator", "raft", "promote", "4", "--replace", &old])?;
+    let mut voters: Vec<u64> = peers(&farm, leader)
+        .await?
+        .iter()
+        .filter(|peer| peer.voter)
+        .map(|peer| peer.id)
+        .collect();
+    voters.sort_unstable();
+    let wanted: Vec<u64> = (1..=4).filter(|id| *id != victim as u64).collect();
+    ensure!(voters == wanted, "{voters:?}");
+
+    // The new one counts: with it and one of the old ones there is a majority.
+    let silent = (1..=3).find(|id| *id != victim && *id != leader);
+    let silent = silent.context("a third member")?;
+    farm.kill(&format!("member-{silent}")).await?;
+    write(&farm, "with-the-new-one", victim).await?;
+    shows(&farm, 4, &["before", "without-it", "with-the-new-one"]).await?;
+    farm.begin(&format!("member-{silent}")).await?;
+    // Its wiped predecessor is told that it has no place any more.
+    farm.begin(&member).await?;
+    farm.explain(stopped(&farm, &member, &["was removed from the group"]).await)?;
+    farm.finish().await
+}
+
+/// SplitMix64: the same bytes for the same seed.
+struct Noise(u64);
+
+impl Noise {
+    fn number(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn bytes(&mut self, length: usize) -> Vec<u8> {
+        (0..length)
+            .map(|_| self.number().to_le_bytes()[0])
+            .collect()
+    }
+}
+
+/// Sends bytes and looks at whatever comes back, as far as anything does.
+fn shout(address: &str, bytes: &[u8]) -> Result<()> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(Duration::from_millis(50)))?;
+    // A member that hangs up in the middle is within its rights.
+    let _ = stream.write_all(bytes);
+    let _ = stream.read(&mut [0; 1024]);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_fed_garbage_on_its_port_stays_up() -> Result<()> {
+    const TEST: &str = "a_member_fed_garbage_on_its_port_stays_up";
+    let Some(oast) = need::oast(TEST) else {
+        return Ok(());
+    };
+    let farm = Plan::new(&oast).start().await?;
+    write(&farm, "before", 0).await?;
+    let seed = 0x0a57_0003;
+    println!("seed {seed}");
+    let mut noise = Noise(seed);
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    for turn in 0..60 {
+        let address = farm.address(turn % 3 + 1);
+        let length = usize::try_from(noise.number() % 4096)?;
+        let mut bytes = noise.bytes(length);
+        match turn % 4 {
+            0 => {}
+            // Frames of noise after a good beginning.
+            1 => bytes.splice(..0, preface.iter().copied()).for_each(drop),
+            // A frame that announces 16 MiB.
+            2 => bytes = [&preface[..], &[0xff, 0xff, 0xff, 0, 0, 0, 0, 0, 1]].concat(),
+            _ => bytes
+                .splice(..0, *b"POST /oast.peer.v1.Peer/Deliver HTTP/1.1\r\n")
+                .for_each(drop),
+        }
+        shout(&address, &bytes)?;
+    }
+
+    // Until then nobody knows which data directory is which member.
+    let bound = until("the members are known", START, async || {
+        let peers = peers(&farm, 1).await?;
+        let all = peers.iter().all(|peer| peer.joined);
+        Ok(seen(
+            (all && peers.len() == 3).then_some(()),
+            format!("{peers:?}"),
+        ))
+    });
+    farm.explain(bound.await)?;
+    let letter = |from: u64, to: u64, cluster: &str, stamp: u64| Letterhead {
+        cluster_id: cluster.to_owned(),
+        from,
+        to,
+        stamp,
+        ..Letterhead::default()
+    };
+    let peer_token = farm.token("peer").to_owned();
+    for turn in 0..60_u64 {
+        let id = usize::try_from(turn % 3 + 1)?;
+        let (to, other) = (id as u64, turn % 3 + 2);
+        let length = usize::try_from(noise.number() % 512)?;
+        let messages = vec![noise.bytes(length).into()];
+        let (letter, messages) = match turn % 5 {
+            0 => (None, messages),
+            1 => (Some(letter(other, to, "another-farm", 1)), messages),
+            2 => (Some(letter(99, to, "test", noise.number())), messages),
+            3 => (
+                Some(letter(other % 3 + 1, to, "test", noise.number())),
+                Vec::new(),
+            ),
+            _ => (Some(letter(other, to + 1, "test", 1)), messages),
+        };
+        let batch = RaftBatch {
+            letter,
+            messages,
+            note: None,
+        };
+        // With the members' secret, and without.
+        for token in [Some(peer_token.as_str()), None] {
+            let mut peer = Api::new(&farm.address(id), token)?.peer();
+            let stream = tonic::codegen::tokio_stream::iter([batch.clone()]);
+            let answer = peer.deliver(call(stream)).await;
+            ensure!(
+                answer.is_err() || token.is_some(),
+                "nonsense was taken from a stranger: {answer:?}"
+            );
+        }
+    }
+
+    write(&farm, "after", 0).await?;
+    for id in 1..=3 {
+        shows(&farm, id, &["before", "after"]).await?;
+        let life = farm.life(&format!("member-{id}"));
+        ensure!(life.pid.is_some() && life.started == 1, "{life:?}");
+    }
+    farm.finish().await
+}
