@@ -154,7 +154,11 @@ impl<M: Machine, L: LogStore, R: StateRoot> Replica<M, L, R> {
         let mut peers: Vec<u64> = self
             .core
             .meta()
-            .map(|meta| meta.conf_state.voters.clone())
+            .map(|meta| {
+                // A voter that became a learner may be the only one that has it.
+                let conf = &meta.conf_state;
+                [conf.voters.as_slice(), conf.learners.as_slice()].concat()
+            })
             .unwrap_or_default();
         peers.retain(|peer| *peer != us);
         let turn = usize::try_from(self.ticks / FILL_RETRY_TICKS).unwrap_or(0);

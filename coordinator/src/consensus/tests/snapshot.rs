@@ -13,6 +13,14 @@ fn eager() -> Options {
     }
 }
 
+fn lose_state(group: &Group, member: u64) {
+    for entry in std::fs::read_dir(group.path(member)).unwrap().flatten() {
+        if entry.file_name().to_string_lossy().starts_with("state-") {
+            std::fs::remove_dir_all(entry.path()).unwrap();
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_follower_far_behind_gets_a_snapshot_and_the_history() {
     let mut group = Group::of_three(21, eager());
@@ -97,11 +105,7 @@ async fn a_member_that_lost_its_state_rebuilds_it_from_snapshot_log_and_peers() 
         .wait(victim, "no snapshot", |status| status.first > 40)
         .await;
     group.stop(victim);
-    for entry in std::fs::read_dir(group.path(victim)).unwrap().flatten() {
-        if entry.file_name().to_string_lossy().starts_with("state-") {
-            std::fs::remove_dir_all(entry.path()).unwrap();
-        }
-    }
+    lose_state(&group, victim);
     group.start(victim);
     group.converge().await;
     group
@@ -113,4 +117,42 @@ async fn a_member_that_lost_its_state_rebuilds_it_from_snapshot_log_and_peers() 
         group.handle(victim).history().read(1, usize::MAX).unwrap(),
         group.handle(leader).history().read(1, usize::MAX).unwrap()
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn voters_that_all_lost_their_history_get_it_from_a_learner() {
+    let mut group = Group::of_three(23, eager());
+    let learner = group.grow().await;
+    for value in 0..120 {
+        group.must_apply(Command::Append { list: 1, value }).await;
+        if value % 20 == 0 {
+            group.must_apply(Command::Close { list: 1 }).await;
+        }
+    }
+    group.converge().await;
+    for member in [1, 2, 3, learner] {
+        group
+            .wait(member, "no snapshot, or history is missing", |status| {
+                status.snapshot > 40 && status.history_missing == 0
+            })
+            .await;
+    }
+    for voter in 1..=3 {
+        group.stop(voter);
+        lose_state(&group, voter);
+    }
+    for voter in 1..=3 {
+        group.start(voter);
+    }
+    group.converge().await;
+    let history = |member| group.handle(member).history().read(1, usize::MAX).unwrap();
+    for voter in 1..=3 {
+        group
+            .wait(voter, "history is missing", |status| {
+                status.history_missing == 0
+            })
+            .await;
+        assert_eq!(history(voter), history(learner));
+    }
+    assert!(history(learner).len() >= 6);
 }
