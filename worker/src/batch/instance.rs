@@ -80,7 +80,7 @@ impl<'w, 'a> Replacement<'w, 'a> {
         self.change().await?;
         let healthy = self.until_healthy().await?;
         self.gates(&healthy, readings).await?;
-        self.admit().await?;
+        self.admit(&healthy).await?;
         Ok(match (&self.work.batch.image, &self.acted_on) {
             (Some(image), Some(_)) => format!("runs {} and serves", image.version),
             (Some(image), None) => format!("ran {} already and serves", image.version),
@@ -308,8 +308,10 @@ impl<'w, 'a> Replacement<'w, 'a> {
         Ok(())
     }
 
-    /// Puts the instance into rotation and waits until it is there.
-    async fn admit(&mut self) -> Result<(), Bad> {
+    /// Puts the instance into rotation and waits until it is there. With the etag of what was
+    /// judged: after an abort somebody else may replace it while we have not heard of the abort,
+    /// and what they put there has passed no gate of ours.
+    async fn admit(&mut self, judged: &InstanceObservation) -> Result<(), Bad> {
         let provider = &self.work.executor.provider;
         let mut undrained = false;
         for _ in 0..LOOKS_MAX {
@@ -328,6 +330,10 @@ impl<'w, 'a> Replacement<'w, 'a> {
             };
             if seen.is_serving() {
                 return Ok(());
+            }
+            if seen.etag != judged.etag {
+                let why = format!("instance {} was changed after it was judged", self.name);
+                return Err(Halt::errored(why).into());
             }
             let target = self.target("undrain", Some(seen.etag));
             match self.work.call(|| provider.undrain(&target)).await {

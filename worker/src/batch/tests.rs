@@ -1,5 +1,6 @@
 //! Batches on a local cloud whose instances are servers of the test process.
 
+use futures_util::stream::BoxStream;
 use oast_artifacts::{ArtifactStore, Digest, SegmentKey};
 use oast_model::fleet::{GateOutcome, VersionRef};
 use oast_model::ids::{Seq, TaskId, Token};
@@ -13,7 +14,7 @@ use super::*;
 use crate::fleet::tests::fleet;
 use crate::lease::{Contact, Lease};
 use crate::local_cloud::tests::{Farm, dir, farm};
-use crate::provider::InstanceObservation;
+use crate::provider::{InstanceObservation, SetObservation, SetSpec, Target};
 use crate::runner::log::TaskLog;
 
 const TTL: Duration = Duration::from_secs(3600);
@@ -250,5 +251,103 @@ async fn without_contact_to_the_leader_nothing_is_changed_and_an_ended_lease_sto
     let halt = running.await.unwrap_err();
     assert!(matches!(halt, Halt::Errored { .. }), "{halt:?}");
     assert!(bench.starts().is_empty());
+    bench.farm.end().await;
+}
+
+/// A cloud in which somebody else replaces an instance just before it is put into rotation.
+#[derive(Debug)]
+struct Meddled {
+    provider: Arc<dyn Provider>,
+    /// What they replace it by, once.
+    image: std::sync::Mutex<Option<ImageRef>>,
+}
+
+#[tonic::async_trait]
+impl Provider for Meddled {
+    async fn observe(&self, fleet: &str) -> Result<FleetObservation, ProviderError> {
+        self.provider.observe(fleet).await
+    }
+
+    fn watch(&self, fleet: &str) -> BoxStream<'static, Result<FleetObservation, ProviderError>> {
+        self.provider.watch(fleet)
+    }
+
+    async fn ensure_set(&self, id: &str, spec: &SetSpec) -> Result<SetObservation, ProviderError> {
+        self.provider.ensure_set(id, spec).await
+    }
+
+    async fn delete_set(&self, id: &str, set: &str) -> Result<(), ProviderError> {
+        self.provider.delete_set(id, set).await
+    }
+
+    async fn create(
+        &self,
+        target: &Target,
+        image: &ImageRef,
+    ) -> Result<InstanceObservation, ProviderError> {
+        self.provider.create(target, image).await
+    }
+
+    async fn reimage(
+        &self,
+        target: &Target,
+        image: &ImageRef,
+    ) -> Result<InstanceObservation, ProviderError> {
+        self.provider.reimage(target, image).await
+    }
+
+    async fn restart(&self, target: &Target) -> Result<InstanceObservation, ProviderError> {
+        self.provider.restart(target).await
+    }
+
+    async fn delete(&self, target: &Target) -> Result<(), ProviderError> {
+        self.provider.delete(target).await
+    }
+
+    async fn drain(&self, target: &Target) -> Result<InstanceObservation, ProviderError> {
+        self.provider.drain(target).await
+    }
+
+    async fn undrain(&self, target: &Target) -> Result<InstanceObservation, ProviderError> {
+        let other = self.image.lock().unwrap().take();
+        if let Some(image) = other {
+            let theirs = Target {
+                operation_id: "theirs".to_owned(),
+                if_match: None,
+                ..target.clone()
+            };
+            self.provider.reimage(&theirs, &image).await?;
+        }
+        self.provider.undrain(target).await
+    }
+
+    async fn prefetch(&self, image: &ImageRef) -> Result<(), ProviderError> {
+        self.provider.prefetch(image).await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_replaced_the_judged_instance_is_not_put_into_rotation() {
+    let mut bench = Bench::new().await;
+    let one = ["web-0"];
+    let (attempt, _) = bench.attempt(10, 11, true);
+    let first = bench.batch(&one, Some(1), Vec::new());
+    bench.executor.run(&attempt, &first).await.unwrap();
+
+    let theirs = bench.batch(&one, Some(3), Vec::new()).image;
+    bench.executor.provider = Arc::new(Meddled {
+        provider: Arc::new(bench.farm.provider.clone()),
+        image: std::sync::Mutex::new(theirs.as_ref().map(image_ref)),
+    });
+    let (attempt, _) = bench.attempt(20, 21, true);
+    let update = bench.batch(&one, Some(2), says(" 2"));
+    let halt = bench.executor.run(&attempt, &update).await.unwrap_err();
+    assert!(
+        matches!(&halt, Halt::Errored { .. })
+            && format!("{halt:?}").contains("changed after it was judged"),
+        "{halt:?}"
+    );
+    let seen = bench.seen("0").await.unwrap();
+    assert!(seen.draining && seen.image.version == "3", "{seen:?}");
     bench.farm.end().await;
 }
