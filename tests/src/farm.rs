@@ -23,8 +23,10 @@ use tempfile::TempDir;
 
 use crate::api::{Api, call};
 use crate::cli::Cli;
-use crate::faults::{self, Fault};
+use crate::dice::Dice;
+use crate::faults::{Disks, Fault};
 use crate::ports::Ports;
+use crate::power::{Forgetful, Loss};
 use crate::wait::{Seen, seen, until};
 
 /// How long a farm may take to elect a leader and to know its workers.
@@ -38,6 +40,10 @@ const CLOUD_PORT: u16 = 9;
 const FARM_PORT: u16 = 3;
 /// SIGKILL.
 pub const KILL: i32 = 9;
+/// SIGCONT.
+pub const GO_ON: i32 = 18;
+/// SIGSTOP.
+pub const FREEZE: i32 = 19;
 /// Folder with the members' faults.
 const FAULTS: &str = "faults";
 
@@ -52,7 +58,7 @@ pub struct Plan {
     worker_extra: String,
     cache: Option<PathBuf>,
     tls: Option<String>,
-    faulty_disks: bool,
+    disks: Disks,
 }
 
 impl Plan {
@@ -68,7 +74,7 @@ impl Plan {
             worker_extra: String::new(),
             cache: None,
             tls: None,
-            faulty_disks: false,
+            disks: Disks::Healthy,
         }
     }
 
@@ -125,7 +131,14 @@ impl Plan {
     /// The members' disks can be made to fail, see [`Farm::fault`]. Needs a C compiler.
     #[must_use]
     pub fn faulty_disks(mut self) -> Plan {
-        self.faulty_disks = true;
+        self.disks = Disks::Faulty;
+        self
+    }
+
+    /// The members' disks can lose what was not synced, see [`Farm::lose_power`]. Needs a C compiler.
+    #[must_use]
+    pub fn forgetful_disks(mut self) -> Plan {
+        self.disks = Disks::Forgetful;
         self
     }
 
@@ -150,10 +163,7 @@ impl Plan {
         for name in ["logs", "config", "store", "tokens", "home"] {
             fs::create_dir(folder.path().join(name))?;
         }
-        if self.faulty_disks {
-            fs::create_dir(folder.path().join(FAULTS))?;
-            faults::library(&folder.path().join(FAULTS))?;
-        }
+        self.disks.prepare(&folder.path().join(FAULTS))?;
         let mut tokens = BTreeMap::new();
         for name in ["admin", "worker", "cloud", "peer"] {
             let token = random::token().expose().clone();
@@ -369,7 +379,7 @@ impl Farm {
     /// The init is gone.
     pub async fn begin(&self, name: &str) -> Result<()> {
         let before = self.life(name).started;
-        self.init.spawn(self.child(name))?;
+        self.init.spawn(self.child(name)?)?;
         let what = format!("the start of {name}");
         let started = until(&what, START, async || {
             let life = self.life(name);
@@ -379,6 +389,16 @@ impl Farm {
             ))
         });
         started.await
+    }
+
+    /// Sends a signal to a process that lives and waits for nothing.
+    ///
+    /// # Errors
+    /// It does not live, or the init is gone.
+    pub fn signal(&self, name: &str, signal: i32) -> Result<()> {
+        ensure!(self.life(name).pid.is_some(), "{name} does not run");
+        self.init.kill(name, signal)?;
+        Ok(())
     }
 
     /// Kills a process and waits until it is dead.
@@ -410,7 +430,10 @@ impl Farm {
     /// # Errors
     /// The farm was not made for that.
     pub fn fault(&self, name: &str, fault: Option<(Fault, i32)>) -> Result<()> {
-        ensure!(self.plan.faulty_disks, "this farm's disks are healthy");
+        ensure!(
+            self.plan.disks == Disks::Faulty,
+            "this farm's disks are healthy"
+        );
         let control = self.folder().join(FAULTS).join(name);
         match fault {
             // In one step: the member reads the file whenever it uses its disk.
@@ -423,6 +446,20 @@ impl Farm {
             None => fs::remove_file(control)?,
         }
         Ok(())
+    }
+
+    /// Makes the data of a dead member what its disk shows after a power loss.
+    ///
+    /// # Errors
+    /// It lives, or the farm was not made for that.
+    pub fn lose_power(&self, name: &str, dice: &mut Dice) -> Result<Loss> {
+        ensure!(
+            self.plan.disks == Disks::Forgetful,
+            "this farm's disks forget nothing"
+        );
+        ensure!(self.life(name).pid.is_none(), "{name} runs");
+        let kept = self.folder().join(FAULTS).join(name);
+        Forgetful::new(&self.folder().join(name), &kept)?.lose_power(dice)
     }
 
     /// Waits until a process has ended by itself.
@@ -646,25 +683,27 @@ impl Farm {
         fs::write(path, &made.token).context("keep a join token")
     }
 
-    fn child(&self, name: &str) -> ChildSpec {
+    fn child(&self, name: &str) -> Result<ChildSpec> {
         let verb = match name.split('-').next() {
             Some("member") => "coordinator",
             Some("worker") => "worker",
             _ => "local-cloud",
         };
         let kept = ["PATH", "http_proxy", "https_proxy", "no_proxy", "OAST_LOG"];
-        let faults = (self.plan.faulty_disks && verb == "coordinator").then(|| {
-            [
-                ("LD_PRELOAD", self.path(&format!("{FAULTS}/disk.so"))),
-                ("OAST_FAULTS", self.path(&format!("{FAULTS}/{name}"))),
-            ]
-        });
+        let faults = match verb {
+            "coordinator" => {
+                let data = self.folder().join(name);
+                let disks = self.plan.disks;
+                disks.environment(&self.folder().join(FAULTS), &data)?
+            }
+            _ => Vec::new(),
+        };
         let env = kept
             .into_iter()
             .filter_map(|key| Some((key, std::env::var(key).ok()?)))
             .chain([("HOME", self.path("home"))])
-            .chain(faults.into_iter().flatten())
             .map(|(key, value)| (key.to_owned(), value))
+            .chain(faults)
             .collect();
         let mut argv = vec![
             self.plan.oast.display().to_string(),
@@ -680,12 +719,12 @@ impl Farm {
             argv.extend(["--join".to_owned(), format!("@{token}")]);
             argv.extend(["--ca-hash".to_owned(), pin]);
         }
-        ChildSpec {
+        Ok(ChildSpec {
             name: name.to_owned(),
             argv,
             env,
             log: self.log_path(name),
-        }
+        })
     }
 
     fn path(&self, parts: &str) -> String {
@@ -801,12 +840,13 @@ impl Farm {
     }
 }
 
-/// A worker's package cache becomes a link to a folder that outlives the farm.
+/// The files that a worker fetched, which are named by their digests, lie behind a link in a folder
+/// that outlives the farm.
 fn share_packages(cache: &Path, worker: &Path) -> Result<()> {
     let packages = cache.join("packages");
     fs::create_dir_all(&packages)?;
-    fs::create_dir_all(worker)?;
-    let link = worker.join("packages");
+    fs::create_dir_all(worker.join("base"))?;
+    let link = worker.join("base/files");
     std::os::unix::fs::symlink(&packages, &link).with_context(|| format!("make {}", link.display()))
 }
 

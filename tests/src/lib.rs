@@ -15,11 +15,15 @@
 
 pub mod api;
 pub mod cli;
+pub mod counter;
+pub mod dice;
 pub mod farm;
 pub mod faults;
 pub mod git;
 pub mod http;
+pub mod load;
 pub mod need;
 pub mod ports;
+pub mod power;
 pub mod traces;
 pub mod wait;

@@ -16,6 +16,7 @@ use raft::eraftpb::{Entry, HardState};
 use raft_engine::{Command, Config, Engine, LogBatch, MessageExt, ReadableSize, RecoveryMode};
 
 use super::{LogError, LogMeta, LogStore, LogWrite};
+use crate::store::disk;
 
 /// There is one raft group per member.
 const GROUP: u64 = 1;
@@ -97,6 +98,15 @@ impl EngineLog {
             place: place.clone(),
             source,
         })?;
+        // The engine syncs the directory when it begins a further segment, not for the first ones
+        // that it makes at open. Without their names everything in them is lost with the power.
+        let parent = directory.parent().unwrap_or(directory);
+        for directory in [directory, parent] {
+            disk::sync_dir(directory).map_err(|error| LogError::Open {
+                place: place.clone(),
+                source: raft_engine::Error::Io(error.source),
+            })?;
+        }
         let hard_state = engine
             .get_message::<HardState>(GROUP, KEY_HARD_STATE)
             .map_err(|source| LogError::Open {
