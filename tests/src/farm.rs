@@ -23,11 +23,16 @@ use tempfile::TempDir;
 
 use crate::api::{Api, call};
 use crate::cli::Cli;
+use crate::delay::Distance;
 use crate::dice::Dice;
 use crate::faults::{Disks, Fault};
 use crate::ports::Ports;
 use crate::power::{Forgetful, Loss};
 use crate::wait::{Seen, seen, until};
+
+mod net;
+
+use net::Net;
 
 /// How long a farm may take to elect a leader and to know its workers.
 pub const START: Duration = Duration::from_secs(60);
@@ -38,6 +43,8 @@ const FLEET_PORT: u16 = 10;
 const CLOUD_PORT: u16 = 9;
 /// First of the members' ports for the farm, when it has TLS.
 const FARM_PORT: u16 = 3;
+/// First of the members' ports as the others see them, when they are apart.
+const FAR_PORT: u16 = 6;
 /// SIGKILL.
 pub const KILL: i32 = 9;
 /// SIGCONT.
@@ -59,6 +66,8 @@ pub struct Plan {
     cache: Option<PathBuf>,
     tls: Option<String>,
     disks: Disks,
+    networks: bool,
+    apart: Option<Duration>,
 }
 
 impl Plan {
@@ -75,6 +84,8 @@ impl Plan {
             cache: None,
             tls: None,
             disks: Disks::Healthy,
+            networks: false,
+            apart: None,
         }
     }
 
@@ -142,6 +153,21 @@ impl Plan {
         self
     }
 
+    /// Each member in a network of its own, see [`Farm::cut`]. Needs root and `nft`; not with TLS.
+    #[must_use]
+    pub fn networks(mut self) -> Plan {
+        self.networks = true;
+        self
+    }
+
+    /// What members and workers send to a member arrives so much later, as if each member was in a
+    /// region of its own. Not with TLS.
+    #[must_use]
+    pub fn apart(mut self, one_way: Duration) -> Plan {
+        self.apart = Some(one_way);
+        self
+    }
+
     /// Starts everything and waits until the farm has a leader and all its workers.
     ///
     /// # Errors
@@ -181,16 +207,28 @@ impl Plan {
         let (init, events) = Init::start(spec).await.context("start the farm's init")?;
         let life = Arc::new(Mutex::new(BTreeMap::new()));
         let listener = tokio::task::spawn(listen(events, Arc::clone(&life)));
-        let farm = Farm {
+        let mut farm = Farm {
             plan: self,
             name: farm,
             ports,
+            net: None,
+            distances: Vec::new(),
             tokens,
             init,
             life,
             listener,
             folder,
         };
+        if farm.plan.networks {
+            farm.net = Some(Net::make(&farm).await?);
+        }
+        if let Some(one_way) = farm.plan.apart {
+            for offset in 0..farm.plan.members {
+                let (near, far) = (farm.ports.at(FAR_PORT + offset), farm.ports.at(offset));
+                let distance = Distance::between(near, far, one_way).await?;
+                farm.distances.push(distance);
+            }
+        }
         farm.write_configs()?;
         farm.make_certificates()?;
         for name in farm.names() {
@@ -223,6 +261,8 @@ pub struct Farm {
     plan: Plan,
     name: String,
     ports: Ports,
+    net: Option<Net>,
+    distances: Vec<Distance>,
     tokens: BTreeMap<String, String>,
     init: Init,
     life: Lives,
@@ -276,8 +316,8 @@ impl Farm {
     /// Addresses of the members, first member first.
     #[must_use]
     pub fn members(&self) -> Vec<String> {
-        (0..self.plan.members)
-            .map(|offset| self.ports.at(offset).to_string())
+        (1..=usize::from(self.plan.members))
+            .map(|id| self.address(id))
             .collect()
     }
 
@@ -285,10 +325,10 @@ impl Farm {
     /// TLS.
     #[must_use]
     pub fn farm_ports(&self) -> Vec<String> {
-        let first = if self.plan.tls.is_some() {
-            FARM_PORT
-        } else {
-            0
+        let first = match (&self.plan.tls, self.plan.apart) {
+            (None, None) => return self.members(),
+            (Some(_), _) => FARM_PORT,
+            (None, Some(_)) => FAR_PORT,
         };
         (0..self.plan.members)
             .map(|offset| self.ports.at(first + offset).to_string())
@@ -331,7 +371,11 @@ impl Farm {
     #[must_use]
     pub fn address(&self, id: usize) -> String {
         let offset = u16::try_from(id.wrapping_sub(1)).unwrap_or(0);
-        self.ports.at(offset).to_string()
+        let own = self.ports.at(offset);
+        match &self.net {
+            Some(net) => format!("{}:{}", net.address(id), own.port()),
+            None => own.to_string(),
+        }
     }
 
     /// Members and spare ones.
@@ -705,12 +749,16 @@ impl Farm {
             .map(|(key, value)| (key.to_owned(), value))
             .chain(faults)
             .collect();
-        let mut argv = vec![
+        let mut argv = Vec::new();
+        if let (Some(net), Some(("member", id))) = (&self.net, name.split_once('-')) {
+            argv.extend(net.inside(id.parse()?)?);
+        }
+        argv.extend([
             self.plan.oast.display().to_string(),
             verb.to_owned(),
             "--config".to_owned(),
             self.path(&format!("config/{name}.toml")),
-        ];
+        ]);
         let token = self.path(&format!("tokens/join-{name}"));
         if let (true, Ok(pin)) = (
             Path::new(&token).exists(),

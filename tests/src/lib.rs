@@ -16,6 +16,7 @@
 pub mod api;
 pub mod cli;
 pub mod counter;
+pub mod delay;
 pub mod dice;
 pub mod farm;
 pub mod faults;

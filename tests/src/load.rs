@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use oast_model::digest::Digest;
 use oast_proto::v1::{GetRunRequest, ListRunsRequest, Run, SubmitRunRequest};
 
 use crate::api::call;
@@ -68,24 +69,8 @@ impl Client {
     pub async fn submit(&self, farm: &Farm, number: u64) -> Result<Acknowledged> {
         let members = farm.members().len();
         let mut turn = usize::try_from(number)? % members;
-        let what = format!("submission {} {number}", self.name);
-        let commit = oast_model::digest::Digest::of(what.as_bytes()).to_string()[..40].to_owned();
-        let mark = match self.marks {
-            0 => String::new(),
-            marks => format!("mark-{}", number % marks),
-        };
-        let mut inputs = std::collections::HashMap::new();
-        if !mark.is_empty() {
-            inputs.insert("mark".to_owned(), mark.clone());
-        }
-        let submission = SubmitRunRequest {
-            request_id: what.clone(),
-            team: self.team.to_owned(),
-            tree: self.tree.clone(),
-            commit: commit.clone(),
-            inputs,
-            ..SubmitRunRequest::default()
-        };
+        let submission = self.submission(number);
+        let what = submission.request_id.clone();
         let run = until(&what, START, async || {
             turn = turn % members + 1;
             let mut request = call(submission.clone());
@@ -98,9 +83,26 @@ impl Client {
         });
         Ok(Acknowledged {
             run: run.await?,
-            commit,
-            mark,
+            commit: submission.commit,
+            mark: submission.inputs.get("mark").cloned().unwrap_or_default(),
         })
+    }
+
+    /// Its submission of that number.
+    #[must_use]
+    pub fn submission(&self, number: u64) -> SubmitRunRequest {
+        let what = format!("submission {} {number}", self.name);
+        let commit = Digest::of(what.as_bytes()).to_string()[..40].to_owned();
+        let mark = number.checked_rem(self.marks);
+        let mark = mark.map(|mark| ("mark".to_owned(), format!("mark-{mark}")));
+        SubmitRunRequest {
+            request_id: what,
+            team: self.team.to_owned(),
+            tree: self.tree.clone(),
+            commit,
+            inputs: mark.into_iter().collect(),
+            ..SubmitRunRequest::default()
+        }
     }
 }
 

@@ -1,7 +1,8 @@
 //! Random faults in real processes under a running load: whatever was acknowledged is there once,
 //! and is done once.
 //!
-//! `OAST_FAULT_SEED` has a failure again as far as real processes allow, `OAST_FAULT_ROUNDS` and
+//! Members are killed, frozen and cut off, in one direction or both, and their disks fail; workers are
+//! killed and frozen. `OAST_FAULT_SEED` has a failure again as far as real processes allow, `OAST_FAULT_ROUNDS` and
 //! `OAST_FAULT_FREEZE_MS` make it longer and rougher than CI has time for.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use oast_proto::v1::{ListImagesRequest, ListResourcesRequest};
+use oast_proto::v1::ListResourcesRequest;
 use oast_tests::api::call;
 use oast_tests::counter::Counter;
 use oast_tests::dice::Dice;
@@ -42,6 +43,9 @@ enum Fault {
     Kill(Vec<&'static str>, Duration),
     /// SIGSTOP, and SIGCONT after that time.
     Freeze(&'static str, Duration),
+    /// Nothing gets from the first to the second of each pair for that time; 0 is the test and the
+    /// workers.
+    Cut(Vec<(usize, usize)>, Duration),
     /// The disk of a member fails with that number for that time.
     Disk(&'static str, faults::Fault, i32, Duration),
 }
@@ -60,7 +64,12 @@ async fn under_random_faults_what_was_acknowledged_is_done_once() -> Result<()> 
     let freeze = number("OAST_FAULT_FREEZE_MS", FREEZE_MS)?;
     let counter = Counter::start()?;
     let everything = ["source", "bake", "test", "publish"];
-    let farm = Plan::new(&oast)
+    let cuts = need::have(need::root() && need::program("nft"), "root and nft", test);
+    let mut plan = Plan::new(&oast);
+    if cuts {
+        plan = plan.networks();
+    }
+    let farm = plan
         .faulty_disks()
         .worker(&everything)
         .worker(&everything)
@@ -112,7 +121,7 @@ async fn under_random_faults_what_was_acknowledged_is_done_once() -> Result<()> 
         anyhow::Ok((work?, [a?, b?, c?].concat()))
     };
     let faults = async {
-        let done = rounds_of(&farm, &mut dice, rounds, freeze).await;
+        let done = rounds_of(&farm, &mut dice, rounds, (freeze, cuts)).await;
         over.store(true, Ordering::Relaxed);
         done
     };
@@ -162,9 +171,17 @@ publish: {{ image: web, channel: candidate }}
     )
 }
 
-async fn rounds_of(farm: &Farm, dice: &mut Dice, rounds: u64, freeze: u64) -> Result<()> {
+async fn rounds_of(
+    farm: &Farm,
+    dice: &mut Dice,
+    rounds: u64,
+    (freeze, cuts): (u64, bool),
+) -> Result<()> {
     for round in 1..=rounds {
-        let fault = fault(dice, freeze);
+        let fault = match cuts && dice.below(4) == 0 {
+            true => cut(dice),
+            false => fault(dice, freeze),
+        };
         let began = Instant::now();
         match &fault {
             Fault::Kill(names, pause) => {
@@ -180,6 +197,11 @@ async fn rounds_of(farm: &Farm, dice: &mut Dice, rounds: u64, freeze: u64) -> Re
                 farm.signal(name, FREEZE)?;
                 tokio::time::sleep(*time).await;
                 farm.signal(name, GO_ON)?;
+            }
+            Fault::Cut(pairs, time) => {
+                farm.cut(pairs).await?;
+                tokio::time::sleep(*time).await;
+                farm.mend().await?;
             }
             Fault::Disk(name, fault, number, time) => {
                 farm.fault(name, Some((*fault, *number)))?;
@@ -236,6 +258,21 @@ fn fault(dice: &mut Dice, freeze: u64) -> Fault {
     }
 }
 
+/// One member is heard by nobody, hears nobody, or both; or one way between two members is cut.
+fn cut(dice: &mut Dice) -> Fault {
+    let one = dice.one(&[1, 2, 3]);
+    let others: Vec<usize> = (0..=MEMBERS.len()).filter(|other| *other != one).collect();
+    let out = others.iter().map(|other| (one, *other));
+    let back = others.iter().map(|other| (*other, one));
+    let pairs = match dice.below(4) {
+        0 => out.collect(),
+        1 => back.collect(),
+        2 => out.chain(back).collect(),
+        _ => vec![(one, one % MEMBERS.len() + 1)],
+    };
+    Fault::Cut(pairs, Duration::from_millis(300 + dice.below(2_500)))
+}
+
 fn frozen(dice: &mut Dice, most: u64) -> Duration {
     Duration::from_millis(most / 4 + dice.below(most - most / 4))
 }
@@ -247,9 +284,11 @@ async fn judge_all(
     counter: &Counter,
 ) -> Result<()> {
     let mut attempts: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut versions = BTreeSet::new();
     for one in work {
         let run = ended(farm, &one.run, 1, HEALED).await?;
         ensure!(run.phase == "succeeded", "{one:?}: {run:?}");
+        versions.insert(run.version.clone());
         let bake = run.tasks.iter().find(|task| task.kind == "bake");
         *attempts.entry(&one.mark).or_default() += bake.context("a bake")?.attempts.len();
     }
@@ -268,29 +307,12 @@ async fn judge_all(
     }
     judge(farm, "demo", work).await?;
     judge(farm, "crowd", crowd).await?;
-    // One version of the image for each run, on every member.
-    let wanted: BTreeSet<&str> = work.iter().map(|one| one.run.as_str()).collect();
-    for member in 1..=MEMBERS.len() {
-        let images = farm
-            .api(member)?
-            .images()
-            .list_images(call(ListImagesRequest::default()))
-            .await?
-            .into_inner()
-            .images;
-        let versions: Vec<&str> = images
-            .iter()
-            .flat_map(|image| &image.versions)
-            .map(|version| version.run.as_str())
-            .collect();
-        let runs: BTreeSet<&str> = versions.iter().copied().collect();
-        ensure!(
-            versions.len() == runs.len() && runs == wanted,
-            "member {member} has {} versions of {} runs, {} were acknowledged",
-            versions.len(),
-            runs.len(),
-            wanted.len()
-        );
-    }
+    // One version of the image for each run, and no other.
+    let wanted: BTreeSet<String> = (1..=work.len()).map(|n| format!("web:{n}")).collect();
+    ensure!(
+        versions == wanted,
+        "{} runs published {versions:?}",
+        work.len()
+    );
     Ok(())
 }

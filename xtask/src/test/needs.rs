@@ -49,6 +49,16 @@ pub const OVMF: Need = Need {
     package: "ovmf",
     why: "the firmware that the booted disk is started by",
 };
+pub const IP: Need = Need {
+    what: "ip",
+    package: "iproute2",
+    why: "makes the networks of members that are cut off from each other",
+};
+pub const NFT: Need = Need {
+    what: "nft",
+    package: "nftables",
+    why: "cuts them off, one direction at a time",
+};
 
 impl Need {
     fn present(&self) -> bool {
@@ -60,7 +70,9 @@ impl Need {
 }
 
 /// Everything that some suite needs.
-pub const ALL: &[&Need] = &[&GIT, &UIDMAP, &E2FSPROGS, &QEMU_IMG, &QEMU, &OVMF];
+pub const ALL: &[&Need] = &[
+    &GIT, &UIDMAP, &E2FSPROGS, &QEMU_IMG, &QEMU, &OVMF, &IP, &NFT,
+];
 
 /// Installs what is missing where that is allowed; returns what is missing still.
 pub fn provide(needed: &[&'static Need]) -> Result<Vec<String>> {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::counts::Counts;
-use super::needs::{E2FSPROGS, GIT, Need, OVMF, QEMU, QEMU_IMG, UIDMAP};
+use super::needs::{E2FSPROGS, GIT, IP, NFT, Need, OVMF, QEMU, QEMU_IMG, UIDMAP};
 use super::quickstart::{self, Who};
 use super::{Row, process};
 use crate::command::{cargo, in_ci, output};
@@ -86,7 +86,9 @@ pub fn all(workspace: &Workspace) -> Vec<Suite> {
     }));
     suites.extend(scenarios.into_iter().map(|name| Suite {
         about: "real processes: members, workers, local cloud",
-        needs: &[&GIT, &UIDMAP, &E2FSPROGS, &QEMU_IMG, &QEMU, &OVMF],
+        needs: &[
+            &GIT, &UIDMAP, &E2FSPROGS, &QEMU_IMG, &QEMU, &OVMF, &IP, &NFT,
+        ],
         kind: Kind::Tests(vec!["--test".to_owned(), name.clone()]),
         name,
     }));
