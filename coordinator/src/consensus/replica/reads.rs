@@ -2,7 +2,9 @@
 //!
 //! Reads that arrive together share one question to the leader. Questions and answers may get lost
 //! (there is no leader, it has not committed in its term, a message was dropped), so a question
-//! without an answer is asked again under a new context until its readers' time is up.
+//! without an answer is asked again under a new context until its readers' time is up. The first
+//! question is not forgotten by that: where the way there and back takes longer than the pause, its
+//! answer is the first to come, and it is as good as that of any later question.
 
 use std::collections::BTreeMap;
 
@@ -17,9 +19,14 @@ use crate::store::log::LogStore;
 /// Readers that may wait at once.
 const MAX_READERS: usize = 65_536;
 
+/// Later than any question.
+const NOT_ASKED: u64 = u64::MAX;
+
 #[derive(Clone, Copy)]
 struct Reader {
     ticket: Ticket,
+    /// The first question that was asked for it: an answer to this one or to a later one will do.
+    since: u64,
     /// Tick after which it gives up.
     until: u64,
 }
@@ -71,6 +78,7 @@ impl Reads {
         self.count += 1;
         self.new.push(Reader {
             ticket,
+            since: NOT_ASKED,
             until: now + self.timeout_ticks,
         });
     }
@@ -114,7 +122,10 @@ impl Reads {
         self.next += 1;
         let context = [self.incarnation.to_be_bytes(), self.next.to_be_bytes()].concat();
         if core.read(context) {
-            let readers = std::mem::take(&mut self.new);
+            let mut readers = std::mem::take(&mut self.new);
+            for reader in &mut readers {
+                reader.since = reader.since.min(self.next);
+            }
             self.asked.insert(
                 self.next,
                 Question {
@@ -143,11 +154,9 @@ impl Reads {
                 .try_into()
                 .map(u64::from_be_bytes)
                 .unwrap_or_default();
-            if let Some(question) = self.asked.remove(&number) {
-                self.ready
-                    .entry(state.index)
-                    .or_default()
-                    .extend(question.readers);
+            let answered = self.answered(number);
+            if !answered.is_empty() {
+                self.ready.entry(state.index).or_default().extend(answered);
             }
         }
         let mut served = 0;
@@ -161,5 +170,17 @@ impl Reads {
             }
         }
         served
+    }
+
+    /// Takes out everybody for whom that question or an earlier one was asked.
+    fn answered(&mut self, number: u64) -> Vec<Reader> {
+        let mut answered = Vec::new();
+        let mut take = |readers: &mut Vec<Reader>| {
+            answered.extend(readers.extract_if(.., |reader| reader.since <= number));
+            !readers.is_empty()
+        };
+        take(&mut self.new);
+        self.asked.retain(|_, question| take(&mut question.readers));
+        answered
     }
 }
