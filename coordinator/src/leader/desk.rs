@@ -136,6 +136,16 @@ impl Desk {
         now.saturating_sub(heard.unwrap_or(self.since))
     }
 
+    /// Sessions whose workers were silent for so long.
+    pub(super) fn silent(&self, now: Duration, limit: Duration) -> Vec<SessionId> {
+        let silence = |of: &Session| self.silence(&of.worker, of.incarnation, now);
+        self.sessions
+            .iter()
+            .filter(|(_, connected)| silence(&connected.session) >= limit)
+            .map(|(id, _)| *id)
+            .collect()
+    }
+
     /// Connected workers.
     pub fn sessions(&self) -> impl Iterator<Item = (SessionId, &Connected)> {
         self.sessions.iter().map(|(id, connected)| (*id, connected))

@@ -192,6 +192,35 @@ fn a_new_term_gives_every_lease_its_full_time() {
     assert_eq!(kinds(&farm.settle(acts)), [EXPIRE]);
 }
 
+/// Found by the simulation: work was given to a worker whose heartbeats were held up, was taken away
+/// at once for its silence, and was given to it again, a hundred times a second.
+#[test]
+fn a_silent_session_is_over_and_gets_no_work() {
+    let mut farm = Farm::new();
+    let session = farm.connect();
+    let acts = farm.turn();
+    assert_eq!(kinds(&farm.settle(acts)), [GRANT]);
+    farm.turn();
+    farm.pass(TTL);
+    let acts = farm.turn();
+    let closed = |act: &Act| matches!(act, Act::Close { session: over } if *over == session);
+    assert!(closed(&acts[0]), "{acts:?}");
+    assert_eq!(kinds(&farm.settle(acts)), [EXPIRE]);
+    assert!(farm.turn().is_empty(), "there is nobody to do it");
+    // A heartbeat that was held up until now is not answered: its worker would take the answer for
+    // a lease that lasts.
+    assert!(!farm.office.hear(session, farm.now));
+    farm.connect();
+    let acts = farm.turn();
+    assert_eq!(kinds(&farm.settle(acts)), [GRANT], "it is back");
+    farm.pass(TTL - Duration::from_millis(1));
+    assert!(
+        farm.turn()
+            .iter()
+            .all(|act| !matches!(act, Act::Close { .. }))
+    );
+}
+
 /// The leader before ran ahead by an hour, or our calendar was set back: nothing waits for that.
 #[test]
 fn a_leader_whose_calendar_is_behind_grants_at_once() {

@@ -29,6 +29,7 @@ impl Office {
             return TURN_MAX;
         }
         let time = self.clock.read(term, look.now, look.wall, look.applied);
+        self.close_silent(look.now);
         self.tell_workers(look.view, term);
         let ready = self.grant(look.view, time);
         let expiry = self.expire(look.view, look.now);
@@ -38,6 +39,17 @@ impl Office {
         let calendar = self.fire_calendars(look.view, look.wall);
         let next = ready.min(expiry).min(fleets).min(calendar);
         next.min(rested).min(TURN_MAX)
+    }
+
+    /// A session that was silent for the time of a lease is over, though its connection may stand: its
+    /// worker begins another one when it is heard again. Until then it gets no work, which would end
+    /// at once; and a heartbeat that was held up on its way is not answered, because the
+    /// worker would take the answer for a lease that lasts.
+    fn close_silent(&mut self, now: Duration) {
+        for session in self.desk.silent(now, self.lease_ttl) {
+            self.desk.disconnect(session);
+            self.acts.push(Act::Close { session });
+        }
     }
 
     /// Leases that a session does not know begin; tokens that it knows and no lease has, ended.
