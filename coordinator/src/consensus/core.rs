@@ -16,8 +16,7 @@
 //!
 //! Traps of raft-rs 0.7 that are closed here: a follower silently forwards proposals; reads vanish
 //! without a leader; a second configuration change silently becomes an empty entry; a heartbeat
-//! from before a member lost its log panics; election timeouts come from a thread-local random
-//! generator. No clock and no thread in here.
+//! from before a member lost its log panics; election timeouts come from `thread_rng`.
 
 use std::sync::Arc;
 
@@ -372,9 +371,11 @@ impl<L: LogStore> Core<L> {
         true
     }
 
-    /// Stands for election now.
+    /// Stands for election now, if it has a vote: raft-rs lets one win that knows no voters.
     pub fn campaign(&mut self) {
-        if let Err(error) = self.node.campaign() {
+        if self.node.raft.promotable()
+            && let Err(error) = self.node.campaign()
+        {
             tracing::warn!(%error, "This member cannot stand for election now.");
         }
         self.settle();

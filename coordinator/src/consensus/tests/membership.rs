@@ -239,6 +239,22 @@ async fn a_member_that_knows_that_it_was_removed_does_not_open() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_knows_no_voters_does_not_stand_for_election() {
+    let mut group = Group::of_three(59, options());
+    // Nobody has announced it, so nobody tells it who votes.
+    group.start(4);
+    group.handle(4).campaign();
+    // Answered after the campaign, by a member that goes on.
+    let answer = group.handle(4).change("", Change::Transfer(None)).await;
+    assert_eq!(answer, Err(ChangeError::NotLeader { leader: None }));
+    assert!(
+        group.halted.lock().unwrap().is_empty(),
+        "{:?}",
+        group.halted
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_learner_that_lost_its_disk_does_not_come_back_under_its_id() {
     let mut group = Group::of_three(56, options());
     let learner = group.grow().await;
