@@ -1,9 +1,5 @@
 //! The state on sled: what was synced is there, and what is found is exactly the state after one of
 //! the later writes.
-//!
-//! Values are at most 3 KB here. Much larger ones make sled keep pages in files of their own, which it
-//! removes without regard to what of its log is synced: after a power loss such a page may be lost or an
-//! old one while later writes are there. A member notices that only when the group compares digests.
 
 use std::fs;
 use std::sync::mpsc;
@@ -20,12 +16,12 @@ use oast_tests::dice::Dice;
 use crate::lives::{Child, losses, run};
 
 /// Power losses unless asked for more.
-const LOSSES: u64 = 25;
+const LOSSES: u64 = 15;
 /// Most syncs of one life.
 const LIFE: u64 = 12;
 /// Writes between the beginnings of two syncs, and most writes during one.
 const BETWEEN: u64 = 40;
-const DURING: u64 = 80;
+const DURING: u64 = 60;
 const NAME: &str = "state-000001";
 
 #[test]
@@ -45,8 +41,9 @@ fn bytes(dice: &mut Dice, most: u64) -> Vec<u8> {
 /// Write number `number` upon a state, as its seed determines.
 fn write(state: &mut impl StateStore, seed: u64, number: u64) -> Result<()> {
     let mut dice = Dice::new(seed ^ number.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+    // Some are so large that sled would give their pages files of their own if it could.
     let value = |dice: &mut Dice| {
-        let most = if dice.below(20) == 0 { 3_000 } else { 300 };
+        let most = if dice.below(20) == 0 { 80_000 } else { 300 };
         bytes(dice, most)
     };
     let mut changes = Changes::default();

@@ -11,7 +11,7 @@
 //! r<key>        record
 //! ```
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use prost::Message as _;
@@ -31,6 +31,10 @@ const PREFIX_RECORD: u8 = b'r';
 const CREATE_BATCH: usize = 1024;
 /// History copied at a time, in bytes.
 const ADOPT_BYTES: usize = 4 << 20;
+/// sled keeps a page in a file of its own when it is larger than a quarter of a segment, and removes
+/// such files whatever of its log is synced: after a power loss an old page may come back under a
+/// newer mark. With the largest segments that it takes, no page of ours is that large.
+const SEGMENT_BYTES: usize = 16 << 20;
 /// Prefix of the directories that belong to us.
 const NAME_PREFIX: &str = "state-";
 
@@ -71,6 +75,7 @@ impl TreeRoot {
         let path = self.directory.join(name);
         let db = sled::Config::new()
             .path(&path)
+            .segment_size(segment_bytes(&path))
             .cache_capacity(self.options.cache_bytes)
             .flush_every_ms(Some(self.options.flush_ms))
             .open()
@@ -81,6 +86,17 @@ impl TreeRoot {
             })?;
         Ok(Place { db, path })
     }
+}
+
+/// The segment size for a directory: what it was made with, else [`SEGMENT_BYTES`]. sled does not
+/// open a directory with another one. Its own file about that ends with a binary checksum.
+fn segment_bytes(path: &Path) -> usize {
+    let made = std::fs::read(path.join("conf")).unwrap_or_default();
+    let made = String::from_utf8_lossy(&made);
+    let mut lines = made.lines();
+    lines
+        .find_map(|line| line.strip_prefix("segment_size: ")?.trim().parse().ok())
+        .unwrap_or(SEGMENT_BYTES)
 }
 
 #[derive(Clone)]
