@@ -26,6 +26,9 @@ use clap::{CommandFactory, Parser, Subcommand};
 use oast_daemon::exit::{Exit, TABLE};
 use oast_daemon::{isolate, preflight};
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// What `oast` alone prints: the way from nothing to a fleet, and no more.
 const GOLDEN_PATH: &str = "\
 Oast bakes machine images from Git and rolls them out.

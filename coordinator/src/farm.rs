@@ -374,6 +374,11 @@ impl Farm {
         }
     }
 
+    /// Writes many as the leader itself, together.
+    pub fn lead_many<'a>(&self, commands: impl IntoIterator<Item = &'a Command>) -> many::Led {
+        many::Led::propose(&self.handle, commands)
+    }
+
     /// Writes for somebody, through whichever member leads.
     pub async fn write(&self, request: &Request) -> Result<Written, WriteError> {
         self.write_by(request, None).await

@@ -61,7 +61,8 @@ pub struct Change {
 #[derive(Clone, Debug)]
 pub struct Feed {
     floor: Seq,
-    changes: Vector<Change>,
+    /// Shared, because a vector that is part of a view copies its last piece with every change.
+    changes: Vector<Arc<Change>>,
     /// The newest change of each object that is in `changes`.
     latest: OrdMap<What, Seq>,
 }
@@ -139,12 +140,13 @@ impl Feed {
         if self.latest.insert(what.clone(), seq) == Some(seq) {
             return;
         }
-        self.changes.push_back(Change { seq, what, state });
+        self.changes
+            .push_back(Arc::new(Change { seq, what, state }));
         if let Some(place) = self.changes.len().checked_sub(STATES_MAX + 1)
             && let Some(old) = self.changes.get_mut(place)
-            && !matches!(old.state, Some(State::Deleted(_)))
+            && !matches!(old.state, None | Some(State::Deleted(_)))
         {
-            old.state = None;
+            Arc::make_mut(old).state = None;
         }
         if self.changes.len() > CHANGES_MAX
             && let Some(old) = self.changes.pop_front()
@@ -166,7 +168,8 @@ impl Feed {
             }
         });
         let first = first.unwrap_or_else(|place| place);
-        (first..self.changes.len()).filter_map(|place| self.changes.get(place))
+        (first..self.changes.len())
+            .filter_map(|place| self.changes.get(place).map(|change| &**change))
     }
 
     /// Whether no later change of the same object is here.

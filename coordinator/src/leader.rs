@@ -13,6 +13,7 @@
 
 pub mod desk;
 pub mod office;
+mod reports;
 pub mod sessions;
 
 use std::collections::BTreeMap;
@@ -34,11 +35,15 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::api::sight::{LeaderSight, WorkerSight};
-use crate::farm::{Farm, WriteError};
+use crate::farm::{Farm, WriteError, Written};
 use crate::secrets::Secrets;
 use desk::SessionId;
 use office::{Act, Key, Look, Note, Office, Outcome};
 use sessions::Outbox;
+
+/// A turn rests so many times as long as it took: decisions take at most a third of one core,
+/// and what happens meanwhile is decided together.
+const REST: u32 = 2;
 
 /// How the leader treats its workers.
 #[derive(Clone, Copy, Debug)]
@@ -107,7 +112,14 @@ impl Leader {
         loop {
             changes.mark_unchanged();
             status.mark_unchanged();
+            let began = self.clock.monotonic();
             let rest = self.turn();
+            let took = self.clock.monotonic().saturating_sub(began);
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return,
+                () = self.clock.sleep(took * REST) => {}
+            }
             // Biased so that shutdown is never starved by a busy farm.
             tokio::select! {
                 biased;
@@ -161,9 +173,10 @@ impl Leader {
     /// Performs acts in order; returns the sessions that did not keep up.
     fn perform(self: &Arc<Self>, acts: Vec<Act>) -> Vec<SessionId> {
         let mut lost = Vec::new();
+        let mut proposals = Vec::new();
         for act in acts {
             match act {
-                Act::Propose { key, command } => self.propose(key, *command),
+                Act::Propose { key, command } => proposals.push((key, *command)),
                 Act::Send { session, note } => {
                     let message = self.letter(note);
                     if !lost.contains(&session) && !self.send(session, message) {
@@ -172,6 +185,9 @@ impl Leader {
                 }
                 Act::Close { session } => drop(self.outboxes().remove(&session)),
             }
+        }
+        if !proposals.is_empty() {
+            self.propose(proposals);
         }
         lost
     }
@@ -231,30 +247,70 @@ impl Leader {
         }
     }
 
-    /// Proposes in the background.
-    fn propose(self: &Arc<Self>, key: Key, command: Command) {
+    /// Proposes what one turn decided, together, and hears in the background what became of it.
+    fn propose(self: &Arc<Self>, proposals: Vec<(Key, Command)>) {
         let leader = Arc::clone(self);
+        let mut led = self
+            .farm
+            .lead_many(proposals.iter().map(|(_, command)| command));
+        let mut asked: Vec<Option<(Key, u32)>> = proposals
+            .into_iter()
+            .map(|(key, command)| Some((key, command.kind())))
+            .collect();
         self.tasks
-            .spawn("leader-proposal", TaskKind::BACKGROUND, async move {
-                let name = command.kind();
-                let outcome = match leader.farm.lead(command).await {
-                    Ok(written) => {
-                        debug!(kind = name, seq = %written.seq, "Decision applied.");
-                        Outcome::Applied
+            .spawn("leader-proposals", TaskKind::BACKGROUND, async move {
+                loop {
+                    let results = led.next().await;
+                    let over = results.is_empty();
+                    let mut answers: Vec<(Key, Outcome)> = results
+                        .into_iter()
+                        .filter_map(|(place, result)| {
+                            let (key, kind) = asked.get_mut(place)?.take()?;
+                            Some((key, told(kind, result)))
+                        })
+                        .collect();
+                    if over {
+                        // Every proposal has its answer, or it would never be made again.
+                        let rest = asked.drain(..).flatten();
+                        answers.extend(rest.map(|(key, _)| (key, Outcome::NotApplied)));
                     }
-                    Err(WriteError::Rejected(rejected)) => {
-                        info!(kind = name, %rejected, "Decision refused.");
-                        Outcome::NotApplied
+                    leader.answered(&answers);
+                    if over {
+                        return;
                     }
-                    Err(error) => {
-                        warn!(kind = name, %error, "Decision lost; will look again.");
-                        Outcome::NotApplied
-                    }
-                };
-                let now = leader.clock.monotonic();
-                leader.office().answered(&key, outcome, now);
-                leader.wake.notify_one();
+                }
             });
+    }
+
+    fn answered(&self, answers: &[(Key, Outcome)]) {
+        if answers.is_empty() {
+            return;
+        }
+        let now = self.clock.monotonic();
+        let mut office = self.office();
+        for (key, outcome) in answers {
+            office.answered(key, *outcome, now);
+        }
+        drop(office);
+        self.wake.notify_one();
+    }
+}
+
+/// What became of a proposal, for the log and for the office.
+fn told(kind: u32, outcome: Result<Written, WriteError>) -> Outcome {
+    match outcome {
+        Ok(written) => {
+            debug!(kind, seq = %written.seq, "Decision applied.");
+            Outcome::Applied
+        }
+        Err(WriteError::Rejected(rejected)) => {
+            info!(kind, %rejected, "Decision refused.");
+            Outcome::NotApplied
+        }
+        Err(error) => {
+            warn!(kind, %error, "Decision lost; will look again.");
+            Outcome::NotApplied
+        }
     }
 }
 

@@ -125,6 +125,9 @@ pub fn schedule<'a>(
     let mut grants = Vec::new();
     let room = ASSUMED_MAX.saturating_sub(overlay.len()).min(GRANTS_MAX);
     let mut floor = Floor::of(ledger, overlay, sessions, rules);
+    if floor.is_full() {
+        return grants;
+    }
     let mut teams = Teams::of(ledger, overlay);
     for band in Band::ALL {
         if grants.len() >= room || floor.is_full() {

@@ -16,13 +16,14 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use oast_daemon::retry::{Policy, RandomJitter, Retries};
-use oast_model::ledger::Request;
+use oast_model::ledger::{Command, Request};
+use oast_model::principal::Principal;
 use oast_proto::peer::v1::peer_client::PeerClient;
 use tokio::sync::mpsc;
 use tonic::transport::Channel;
 
 use super::{Farm, WRITE_DEADLINE, WriteError, Written, give_up, not_carried, too_late, written};
-use crate::consensus::handle::Outcome;
+use crate::consensus::handle::{Handle, Outcome};
 use crate::consensus::ledger::LedgerMachine;
 use crate::consensus::machine::{EncodedCommand, Machine as _};
 use crate::consensus::replica::ProposeError;
@@ -248,6 +249,47 @@ impl<T> Writes<T> {
         let now = self.farm.clock.monotonic();
         let pause = self.retries.pause(now, None, &RandomJitter);
         self.again_at = Some(now + pause.unwrap_or(AGAIN.most));
+    }
+}
+
+/// What a leader wrote together.
+#[derive(Debug)]
+pub struct Led {
+    count: usize,
+    outcomes: mpsc::Receiver<Outcome<LedgerMachine>>,
+}
+
+impl Led {
+    pub(super) fn propose<'a>(
+        handle: &Handle<LedgerMachine>,
+        commands: impl IntoIterator<Item = &'a Command>,
+    ) -> Led {
+        let encoded = commands.into_iter().map(|command| {
+            LedgerMachine::encode(&Request {
+                principal: Principal::farm(),
+                request_id: None,
+                command: command.clone(),
+            })
+        });
+        let commands: Vec<(u64, EncodedCommand)> = (0..).zip(encoded).collect();
+        let count = commands.len().max(1);
+        let (sender, outcomes) = mpsc::channel(count);
+        handle.propose_many(commands, &sender);
+        Led { count, outcomes }
+    }
+
+    /// Waits for what became of some, by their places; none when all have been told.
+    pub async fn next(&mut self) -> Vec<(usize, Result<Written, WriteError>)> {
+        let mut outcomes = Vec::new();
+        self.outcomes.recv_many(&mut outcomes, self.count).await;
+        let told = |(place, outcome): Outcome<LedgerMachine>| {
+            let result = match outcome {
+                Ok(applied) => written(applied.answer.seq, applied.answer.result),
+                Err(error) => Err(give_up(error)),
+            };
+            (usize::try_from(place).unwrap_or(usize::MAX), result)
+        };
+        outcomes.into_iter().map(told).collect()
     }
 }
 

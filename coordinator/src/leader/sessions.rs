@@ -10,12 +10,11 @@ use oast_daemon::task::TaskKind;
 use oast_daemon::tls::{Name, Role};
 use oast_model::codec;
 use oast_model::fleet::Observation;
-use oast_model::ids::{Seq, Token};
-use oast_model::ledger::{Command, Request};
+use oast_model::ids::Seq;
+use oast_model::ledger::Command;
 use oast_model::names::{FleetName, WorkerName};
-use oast_model::principal::{Principal, PrincipalKind};
+use oast_model::principal::PrincipalKind;
 use oast_model::schedule::Session;
-use oast_model::task::Report;
 use oast_proto::worker::v1 as wire;
 use oast_proto::worker::v1::from_worker::Message as From;
 use oast_proto::worker::v1::to_worker::Message as To;
@@ -28,7 +27,7 @@ use tracing::{info, warn};
 
 use super::Leader;
 use super::desk::{Connected, SessionId};
-use crate::farm::WriteError;
+use super::reports::Reports;
 
 /// Messages that may wait for a slow worker before its session is ended.
 const OUTBOX: usize = 256;
@@ -230,7 +229,26 @@ impl Leader {
         mut incoming: Streaming<wire::FromWorker>,
         to: &Outbox,
     ) -> Result<(), Status> {
-        while let Some(message) = incoming.next().await {
+        let mut reports = Reports::of(worker);
+        let mut open = true;
+        while open || reports.under_way() {
+            reports.propose(self.farm.handle())?;
+            let message = tokio::select! {
+                // Biased: acknowledgements make room, and there is an end to them.
+                biased;
+                acks = reports.settle(), if reports.under_way() => {
+                    for ack in acks? {
+                        say(to, To::Ack(ack)).await?;
+                    }
+                    self.wake.notify_one();
+                    continue;
+                }
+                message = incoming.next(), if open && reports.has_room() => message,
+            };
+            let Some(message) = message else {
+                open = false;
+                continue;
+            };
             let Some(message) = message?.message else {
                 continue;
             };
@@ -256,52 +274,11 @@ impl Leader {
                     )
                     .await?;
                 }
-                From::Report(report) => {
-                    let ack = self.record(worker, report).await?;
-                    say(to, To::Ack(ack)).await?;
-                    self.wake.notify_one();
-                }
+                From::Report(report) => reports.push(report),
                 From::Observation(observation) => self.note_observation(id, observation),
             }
         }
         Ok(())
-    }
-
-    /// Brings a report into the log. An error ends the session: the worker repeats it elsewhere.
-    async fn record(&self, worker: &WorkerName, report: wire::Report) -> Result<wire::Ack, Status> {
-        let number = report.number;
-        let body: Report =
-            codec::decode(&report.body).map_err(|err| Status::invalid_argument(err.to_string()))?;
-        let token: Token = Seq::from_u64(report.token);
-        let request = Request {
-            principal: Principal::worker(worker.as_str()),
-            request_id: None,
-            command: Command::Report {
-                token,
-                report: Box::new(body),
-            },
-        };
-        let applied = self
-            .farm
-            .handle()
-            .propose(&request)
-            .await
-            .map_err(|err| Status::unavailable(err.to_string()))?;
-        Ok(match applied.answer.result {
-            Ok(_) => wire::Ack {
-                number,
-                seq: applied.answer.seq.as_u64(),
-                refused: String::new(),
-            },
-            Err(rejected) => {
-                warn!(worker_id = %worker, lease_token = %token, %rejected, "Report refused.");
-                wire::Ack {
-                    number,
-                    seq: 0,
-                    refused: WriteError::Rejected(rejected).to_string(),
-                }
-            }
-        })
     }
 
     fn note_observation(&self, id: SessionId, message: wire::Observation) {

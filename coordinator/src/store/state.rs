@@ -12,6 +12,7 @@
 use super::disk::DiskError;
 use super::log::LogPosition;
 
+mod behind;
 pub mod memory;
 pub mod tree;
 

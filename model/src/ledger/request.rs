@@ -6,6 +6,7 @@
 //! A request counts for the team that its principal is bound to, else for the team that its command is
 //! about; what is left (administration of the whole farm) counts for the principal.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use imbl::{OrdMap, OrdSet};
@@ -27,9 +28,27 @@ const FORGET_MAX: usize = 32;
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct RequestKey {
     /// Name of the principal.
-    pub principal: String,
+    #[serde(with = "shared")]
+    pub principal: Arc<str>,
     /// The id that it chose.
-    pub id: String,
+    #[serde(with = "shared")]
+    pub id: Arc<str>,
+}
+
+/// Shared texts are stored as any text. They are shared because the maps that they are keys of copy
+/// keys with every change.
+mod shared {
+    use std::sync::Arc;
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(text: &Arc<str>, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(text)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Arc<str>, D::Error> {
+        String::deserialize(from).map(Arc::from)
+    }
 }
 
 /// A request that shall be remembered.
@@ -45,8 +64,8 @@ impl Asked {
         let team = request.principal.team.as_ref();
         Some(Asked {
             key: RequestKey {
-                principal: request.principal.name.clone(),
-                id,
+                principal: request.principal.name.as_str().into(),
+                id: id.into(),
             },
             kind: request.command.kind(),
             team: team.or_else(|| request.command.team()).cloned(),
@@ -76,14 +95,14 @@ pub struct Remembered {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Scope {
     Team(TeamName),
-    Principal(String),
+    Principal(Arc<str>),
 }
 
 impl Scope {
-    fn of(team: Option<&TeamName>, principal: &str) -> Scope {
+    fn of(team: Option<&TeamName>, principal: &Arc<str>) -> Scope {
         match team {
             Some(team) => Scope::Team(team.clone()),
-            None => Scope::Principal(principal.to_owned()),
+            None => Scope::Principal(Arc::clone(principal)),
         }
     }
 }
@@ -306,7 +325,7 @@ mod tests {
         for place in 1..REQUESTS_MAX {
             let key = RequestKey {
                 principal: "root".into(),
-                id: place.to_string(),
+                id: place.to_string().into(),
             };
             ledger.requests.insert(key, kept.clone());
         }

@@ -24,14 +24,13 @@ struct Purse {
     usage: Usage,
     weight: u64,
     quota: Option<Quota>,
-    /// Virtual time in each band.
-    times: [u64; Band::ALL.len()],
+    /// Virtual time in the band that is contested.
+    time: u64,
 }
 
 /// Every team that holds or wants something.
 pub(super) struct Teams<'a> {
     ledger: &'a Ledger,
-    overlay: &'a Overlay,
     purses: BTreeMap<&'a TeamName, Purse>,
     clocks: [u64; Band::ALL.len()],
 }
@@ -40,7 +39,6 @@ impl<'a> Teams<'a> {
     pub(super) fn of(ledger: &'a Ledger, overlay: &'a Overlay) -> Teams<'a> {
         let mut teams = Teams {
             ledger,
-            overlay,
             purses: BTreeMap::new(),
             clocks: [0; Band::ALL.len()],
         };
@@ -57,14 +55,14 @@ impl<'a> Teams<'a> {
     }
 
     fn purse(&mut self, team: &'a TeamName) -> &mut Purse {
-        let (ledger, overlay) = (self.ledger, self.overlay);
+        let ledger = self.ledger;
         self.purses.entry(team).or_insert_with(|| {
             let spec = ledger.teams().get(team).map(|record| &record.spec);
             Purse {
                 usage: ledger.index().usage(team),
                 weight: spec.map_or(1, |spec| u64::from(spec.weight.max(1))),
                 quota: spec.and_then(|spec| spec.quota),
-                times: Band::ALL.map(|band| overlay.time(band, team)),
+                time: 0,
             }
         })
     }
@@ -90,13 +88,12 @@ impl<'a> Teams<'a> {
             .get_mut(team)
             .expect("a team with a lane is known");
         purse.usage.add(band, kind);
-        let time = &mut purse.times[band as usize];
         let pace = Pace {
             clock,
-            start: *time,
+            start: purse.time,
             charge: STRIDE / purse.weight,
         };
-        *time += pace.charge;
+        purse.time += pace.charge;
         pace
     }
 }
@@ -248,12 +245,15 @@ impl<'a> Contest<'a> {
             .filter(|(team, purse)| takes_part(team, purse))
             .map(|(_, purse)| purse.weight)
             .sum();
-        let band = self.band as usize;
-        let times = self
-            .by_team
-            .keys()
-            .map(|team| teams.known(team).times[band]);
-        teams.clocks[band] = times.min().unwrap_or(0);
+        let mut clock = None;
+        for team in self.by_team.keys() {
+            let time = self.overlay.time(self.band, team);
+            if let Some(purse) = teams.purses.get_mut(team) {
+                purse.time = time;
+            }
+            clock = Some(clock.map_or(time, |least: u64| least.min(time)));
+        }
+        teams.clocks[self.band as usize] = clock.unwrap_or(0);
         for place in 0..self.rows.len() {
             let first = self.rows[place].next(self.overlay, None);
             self.place(place, first, floor, teams);
@@ -292,7 +292,7 @@ impl<'a> Contest<'a> {
             } else {
                 dominant(&purse.usage, floor) / purse.weight
             },
-            time: purse.times[self.band as usize],
+            time: purse.time,
             turn,
         };
         row.standing = Some(standing.clone());

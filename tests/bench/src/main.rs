@@ -31,14 +31,29 @@ const SIZE: usize = 512;
 const STREAMS: usize = 16;
 /// Submissions a second while starts are timed.
 const STARTS: u32 = 500;
-const USAGE: &str =
-    "usage: oast-bench coordinator [--oast FILE] [--seconds N] [--rounds N] [--clients N,N..]";
+const USAGE: &str = "usage: oast-bench coordinator [--only starts|unary|streamed] [--oast FILE] [--seconds N] [--rounds N] [--clients N,N..]";
 
 struct Options {
+    /// The one measurement that is wanted.
+    only: Option<Part>,
     oast: PathBuf,
     time: Duration,
     rounds: usize,
     clients: Vec<usize>,
+}
+
+/// What can be measured by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    Starts,
+    Unary,
+    Streamed,
+}
+
+impl Options {
+    fn wants(&self, part: Part) -> bool {
+        self.only.is_none_or(|only| only == part)
+    }
 }
 
 #[tokio::main]
@@ -50,8 +65,13 @@ async fn main() -> Result<()> {
         _ => {}
     }
     let options = options(args)?;
-    starts(&options).await?;
-    submissions(&options).await
+    if options.wants(Part::Starts) {
+        starts(&options).await?;
+    }
+    if options.wants(Part::Unary) || options.wants(Part::Streamed) {
+        submissions(&options).await?;
+    }
+    Ok(())
 }
 
 /// Enqueue to running at a steady rate, in farms that hold nothing else.
@@ -96,17 +116,27 @@ async fn submissions(options: &Options) -> Result<()> {
         "{} bytes a submission, {} rounds of {:?} a cell; medians; latencies in ms\n",
         SIZE, options.rounds, options.time
     );
-    println!(
-        "{:>7} {:>22} {:>22} {:>14} {:>10} {:>10}",
-        "clients", "oast/s (p50, p99)", "etcd/s (p50, p99)", "postgres/s", "to etcd", "to pg"
-    );
-    for clients in &options.clients {
-        cell(options, *clients, &oast, etcd.as_ref(), postgres.as_ref()).await?;
+    if options.wants(Part::Unary) {
+        println!(
+            "{:>7} {:>22} {:>22} {:>14} {:>10} {:>10}",
+            "clients", "oast/s (p50, p99)", "etcd/s (p50, p99)", "postgres/s", "to etcd", "to pg"
+        );
+        for clients in &options.clients {
+            cell(options, *clients, &oast, etcd.as_ref(), postgres.as_ref()).await?;
+        }
     }
+    if options.wants(Part::Streamed) {
+        streamed(options, &oast, etcd.as_ref()).await?;
+    }
+    drop((etcd, postgres));
+    oast.finish().await
+}
+
+async fn streamed(options: &Options, oast: &Oast, etcd: Option<&Etcd>) -> Result<()> {
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for _ in 0..options.rounds {
         ours.push(oast.streamed(STREAMS, options.time, SIZE).await?);
-        if let Some(etcd) = &etcd {
+        if let Some(etcd) = etcd {
             theirs.push(etcd.transactions(STREAMS, options.time, SIZE).await?);
         }
     }
@@ -118,8 +148,7 @@ async fn submissions(options: &Options) -> Result<()> {
         median(&rates(&theirs)),
         median(&ratios(&rates(&ours), &rates(&theirs))),
     );
-    drop((etcd, postgres));
-    oast.finish().await
+    Ok(())
 }
 
 async fn cell(
@@ -180,6 +209,7 @@ fn options(args: Vec<String>) -> Result<Options> {
     let mut args = args.into_iter();
     ensure!(args.next().as_deref() == Some("coordinator"), USAGE);
     let mut options = Options {
+        only: None,
         oast: PathBuf::new(),
         time: Duration::from_secs(5),
         rounds: 3,
@@ -188,6 +218,14 @@ fn options(args: Vec<String>) -> Result<Options> {
     while let Some(name) = args.next() {
         let value = args.next().context(USAGE)?;
         match name.as_str() {
+            "--only" => {
+                options.only = Some(match value.as_str() {
+                    "starts" => Part::Starts,
+                    "unary" => Part::Unary,
+                    "streamed" => Part::Streamed,
+                    _ => bail!(USAGE),
+                });
+            }
             "--oast" => options.oast = value.into(),
             "--seconds" => options.time = Duration::from_secs(value.parse()?),
             "--rounds" => options.rounds = value.parse()?,

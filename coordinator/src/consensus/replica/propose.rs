@@ -25,8 +25,11 @@ pub(super) struct LeaderClock {
 }
 
 impl<M: Machine, L: LogStore, R: StateRoot> Replica<M, L, R> {
-    /// Proposes commands, many per log entry. Each ticket gets exactly one answer.
+    /// Proposes commands, many per log entry. Each ticket gets exactly one answer. Once one is
+    /// refused because of the log, so is everything behind it: who proposes several in order never
+    /// has a later one applied without the earlier ones.
     pub fn propose(&mut self, commands: Vec<(Ticket, EncodedCommand)>, time: Reading) {
+        let mut refused = None;
         let mut tickets = Vec::new();
         let mut batch = Vec::new();
         let mut bytes = 0;
@@ -41,11 +44,8 @@ impl<M: Machine, L: LogStore, R: StateRoot> Replica<M, L, R> {
             let full = batch.len() >= self.options.max_entry_commands
                 || bytes + size > self.options.max_entry_bytes;
             if full && !batch.is_empty() {
-                self.propose_entry(
-                    std::mem::take(&mut tickets),
-                    std::mem::take(&mut batch),
-                    time,
-                );
+                let entry = (std::mem::take(&mut tickets), std::mem::take(&mut batch));
+                self.propose_entry(entry, time, &mut refused);
                 bytes = 0;
             }
             bytes += size;
@@ -53,13 +53,25 @@ impl<M: Machine, L: LogStore, R: StateRoot> Replica<M, L, R> {
             batch.push(command);
         }
         if !batch.is_empty() {
-            self.propose_entry(tickets, batch, time);
+            self.propose_entry((tickets, batch), time, &mut refused);
         }
     }
 
-    fn propose_entry(&mut self, tickets: Vec<Ticket>, batch: Vec<EncodedCommand>, time: Reading) {
-        let now_ms = self.now_ms(time);
-        match self.core.propose(entry::encode(now_ms, batch)) {
+    fn propose_entry(
+        &mut self,
+        (tickets, batch): (Vec<Ticket>, Vec<EncodedCommand>),
+        time: Reading,
+        before: &mut Option<Refused>,
+    ) {
+        let proposed = match *before {
+            Some(refused) => Err(refused),
+            None => {
+                let now_ms = self.now_ms(time);
+                self.core.propose(entry::encode(now_ms, batch))
+            }
+        };
+        *before = proposed.err();
+        match proposed {
             Ok(position) => {
                 count(&self.counters.proposals_accepted, tickets.len() as u64);
                 count(&self.counters.entries_proposed, 1);

@@ -92,6 +92,8 @@ impl EngineLog {
             purge_threshold: ReadableSize(options.purge_threshold_bytes.max(options.segment_bytes)),
             // Recovery reads a log of at most a few hundred megabytes.
             recovery_threads: 1,
+            // LZ4 costs more time than the bytes that it saves.
+            batch_compression_threshold: ReadableSize(0),
             ..Config::default()
         };
         let engine = Engine::open(config).map_err(|source| LogError::Open {

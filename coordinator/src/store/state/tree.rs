@@ -3,6 +3,7 @@
 //! Everything is in one tree, because only then is a batch atomic. sled's `flush` does not survive
 //! power loss (it asks for `sync_file_range`), and large values sit in blob files that it never
 //! syncs; so [`StateStore::syncer`] flushes and then syncs every file of the directory itself.
+//! Writes of the owner reach sled a little later, see [`super::behind`].
 //!
 //! ```text
 //! g             gap of the history, if any
@@ -18,6 +19,7 @@ use prost::Message as _;
 
 use super::super::disk;
 use super::super::log::LogPosition;
+use super::behind::{self, Behind};
 use super::{
     Changes, HistoryGap, HistoryReader, HistoryTail, Mark, Record, StateError, StateRoot,
     StateStore, Syncer, check_fill, tombstone,
@@ -122,6 +124,10 @@ impl Place {
         }
     }
 
+    fn behind(&self) -> Result<Behind, StateError> {
+        Behind::new(self.db.clone()).map_err(|error| self.engine("write")(error.into()))
+    }
+
     fn sync(&self) -> Result<(), StateError> {
         self.db.flush().map_err(self.engine("flush"))?;
         disk::sync_tree(&self.path).map_err(StateError::Disk)
@@ -130,7 +136,9 @@ impl Place {
 
 /// A state in sled.
 pub struct TreeState {
+    /// For what is not on the way of a command. Never the same keys as `behind` has.
     place: Place,
+    behind: Behind,
     mark: Mark,
     tail: HistoryTail,
     gap: Option<HistoryGap>,
@@ -209,22 +217,38 @@ fn history_key(number: u64) -> [u8; 9] {
     key
 }
 
-struct Reader(Place);
+struct Reader {
+    place: Place,
+    entries: behind::Reader,
+}
 
 impl HistoryReader for Reader {
     fn read(&self, first: u64, max_bytes: usize) -> Result<Vec<Vec<u8>>, StateError> {
         let mut found: Vec<Vec<u8>> = Vec::new();
         let mut bytes = 0;
-        let range = history_key(first)..=history_key(u64::MAX);
-        for (expected, item) in (first..).zip(self.0.db.range(range)) {
-            let (key, record) = item.map_err(self.0.engine("read"))?;
+        let keys = history_key(first)..=history_key(u64::MAX);
+        let take = |key: &[u8], record: Vec<u8>| {
+            let expected = history_key(first + found.len() as u64);
             bytes += record.len();
-            if key != history_key(expected) || (!found.is_empty() && bytes > max_bytes) {
-                break;
+            if key != expected || (!found.is_empty() && bytes > max_bytes) {
+                return false;
             }
-            found.push(record.to_vec());
-        }
+            found.push(record);
+            true
+        };
+        self.entries
+            .range(keys, take)
+            .map_err(self.place.engine("read"))?;
         Ok(found)
+    }
+}
+
+impl TreeState {
+    fn reader(&self) -> Reader {
+        Reader {
+            place: self.place.clone(),
+            entries: self.behind.reader(),
+        }
     }
 }
 
@@ -242,13 +266,11 @@ impl StateStore for TreeState {
     }
 
     fn write(&mut self, mark: Mark, changes: Changes) -> Result<(), StateError> {
-        let mut batch = sled::Batch::default();
-        for (key, value) in changes.records {
-            match value {
-                Some(value) => batch.insert(record_key(&key), value),
-                None => batch.remove(record_key(&key)),
-            }
-        }
+        let mut entries: Vec<behind::Entry> = changes
+            .records
+            .into_iter()
+            .map(|(key, value)| (record_key(&key), value))
+            .collect();
         let mut tail = self.tail;
         let first = tail.last + 1;
         let mut appended = Vec::new();
@@ -265,18 +287,17 @@ impl StateStore for TreeState {
                 continue;
             }
             let key = history_key(number);
-            let stored = self.place.db.get(key).map_err(self.place.engine("read"))?;
-            if let Some(record) = stored {
-                batch.insert(&key, tombstone(&record));
+            let stored = self.behind.reader().get(&key);
+            if let Some(record) = stored.map_err(self.place.engine("read"))? {
+                entries.push((key.to_vec(), Some(tombstone(&record))));
             }
         }
         for (number, record) in (first..).zip(appended) {
-            batch.insert(&history_key(number), record);
+            entries.push((history_key(number).to_vec(), Some(record)));
         }
-        batch.insert(KEY_MARK, mark_bytes(mark, tail));
-        self.place
-            .db
-            .apply_batch(batch)
+        entries.push((KEY_MARK.to_vec(), Some(mark_bytes(mark, tail))));
+        self.behind
+            .write(entries)
             .map_err(self.place.engine("write"))?;
         self.mark = mark;
         self.tail = tail;
@@ -284,6 +305,9 @@ impl StateStore for TreeState {
     }
 
     fn records(&self) -> Box<dyn Iterator<Item = Result<Record, StateError>> + '_> {
+        if let Err(error) = self.behind.flush() {
+            return Box::new(std::iter::once(Err(self.place.engine("write")(error))));
+        }
         Box::new(self.place.db.scan_prefix([PREFIX_RECORD]).map(|item| {
             let (key, value) = item.map_err(self.place.engine("read"))?;
             Ok((key[1..].to_vec(), value.to_vec()))
@@ -291,7 +315,7 @@ impl StateStore for TreeState {
     }
 
     fn history_reader(&self) -> Arc<dyn HistoryReader> {
-        Arc::new(Reader(self.place.clone()))
+        Arc::new(self.reader())
     }
 
     fn fill(&mut self, first: u64, records: Vec<Vec<u8>>) -> Result<(), StateError> {
@@ -317,8 +341,11 @@ impl StateStore for TreeState {
     }
 
     fn syncer(&self) -> Syncer {
-        let place = self.place.clone();
-        Box::new(move || place.sync())
+        let (place, entries) = (self.place.clone(), self.behind.reader());
+        Box::new(move || {
+            entries.flush().map_err(place.engine("write"))?;
+            place.sync()
+        })
     }
 }
 
@@ -364,6 +391,7 @@ impl StateRoot for TreeRoot {
             },
             tail: tail(&place, record.history_last, &record.history_hash)?,
             gap,
+            behind: place.behind()?,
             place,
         })
     }
@@ -404,6 +432,7 @@ impl StateRoot for TreeRoot {
         place.sync()?;
         disk::sync_dir(&self.directory).map_err(StateError::Disk)?;
         Ok(TreeState {
+            behind: place.behind()?,
             place,
             mark,
             tail: history,
@@ -412,7 +441,7 @@ impl StateRoot for TreeRoot {
     }
 
     fn adopt_history(&self, to: &mut TreeState, from: &TreeState) -> Result<(), StateError> {
-        let reader = Reader(from.place.clone());
+        let reader = from.reader();
         while let Some(gap) = to.gap {
             let first = gap.after.last + 1;
             let mut records = reader.read(first, ADOPT_BYTES)?;
