@@ -24,9 +24,18 @@ pub fn schedule(workspace: &Workspace, args: &[&str]) -> Result<bool> {
     succeeds(&mut command)
 }
 
-/// Three members beside the systems people know, in one run. The whole workspace is built, so that
-/// features are those of every other release build.
+/// Three members beside the systems people know, in one run.
 pub fn coordinator(workspace: &Workspace, args: &[&str]) -> Result<bool> {
+    farm(workspace, "coordinator", args)
+}
+
+/// A farm of the size that it is built for: memory, restart, snapshot.
+pub fn scale(workspace: &Workspace, args: &[&str]) -> Result<bool> {
+    farm(workspace, "scale", args)
+}
+
+/// The whole workspace is built, so that features are those of every other release build.
+fn farm(workspace: &Workspace, what: &str, args: &[&str]) -> Result<bool> {
     let mut build = cargo();
     build
         .args(["build", "--release", "--locked", "--workspace"])
@@ -37,5 +46,5 @@ pub fn coordinator(workspace: &Workspace, args: &[&str]) -> Result<bool> {
         return Ok(false);
     }
     let mut bench = std::process::Command::new(workspace.target.join("release/oast-bench"));
-    succeeds(bench.arg("coordinator").args(args))
+    succeeds(bench.arg(what).args(args))
 }

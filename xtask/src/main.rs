@@ -33,6 +33,7 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   needs            only install what the suites need
   bench coordinator [--seconds N] [--rounds N] [--clients N,N..]
                    three members beside three etcd servers and PostgreSQL with two standbys
+  bench scale      100,000 open tasks and 2,000 workers: memory, snapshot, restart
   bench schedule   what a scheduling decision costs; --quick leaves the long history out
   tidy             only the repository's own rules
 
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
         ["test", suites @ ..] => test::run(&workspace, suites),
         ["needs"] => test::needs(),
         ["bench", "coordinator", args @ ..] => bench::coordinator(&workspace, args),
+        ["bench", "scale"] => bench::scale(&workspace, &[]),
         ["bench", "schedule", args @ ..] => bench::schedule(&workspace, args),
         ["tidy"] => tidy::run(&workspace),
         _ => {

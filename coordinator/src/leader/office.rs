@@ -14,6 +14,7 @@
 //! member that happens to lead: a task that is ready "not before" a time stamped by a leader whose
 //! calendar runs ahead would otherwise wait until the next leader's calendar has caught up.
 
+mod calendars;
 mod time;
 mod turn;
 
@@ -29,6 +30,7 @@ use oast_model::task::Assignment;
 use oast_model::time::Timestamp;
 
 use super::desk::{Connected, Desk, SessionId};
+use calendars::Calendars;
 use time::LedgerTime;
 
 /// Longest time between two turns of a leader: bounds the harm of a missed wake-up.
@@ -120,6 +122,7 @@ pub struct Look<'a> {
 pub struct Office {
     desk: Desk,
     clock: LedgerTime,
+    calendars: Calendars,
     /// Proposals without an answer, or that were refused and rest until the given time.
     pending: BTreeMap<Key, Option<Duration>>,
     /// The grants among them, which count as held.
@@ -135,6 +138,7 @@ impl Office {
         Office {
             desk: Desk::default(),
             clock: LedgerTime::default(),
+            calendars: Calendars::default(),
             pending: BTreeMap::new(),
             overlay: Overlay::default(),
             lease_ttl,

@@ -1,7 +1,7 @@
-//! `cargo xtask bench coordinator`: three members beside three etcd servers and PostgreSQL with
+//! `cargo xtask bench coordinator` and `scale` (see [`scale`]). The first: three members beside three etcd servers and PostgreSQL with
 //! two synchronous standbys, on one machine, in one run, interleaved.
 //!
-//! Every system is durable before it acknowledges, is driven through its leader over loopback and
+//! Every system is durable before it acknowledges, speaks TLS between its members (PostgreSQL aside), is driven through its leader over loopback and
 //! holds the same bytes a submission. A cell is measured in several rounds; in each round one
 //! system after the other has the machine for itself. Figures are medians over the rounds, ratios
 //! medians of the rounds' own ratios, so that what disturbs a round disturbs both sides of it.
@@ -15,6 +15,7 @@
 mod claim;
 mod load;
 mod peer;
+mod scale;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -64,6 +65,9 @@ async fn main() -> Result<()> {
         ["claimer", address] => return claim::claimer(address).await,
         _ => {}
     }
+    if args.first().is_some_and(|what| what == "scale") {
+        return scale::scale(&options(args)?.oast, SIZE).await;
+    }
     let options = options(args)?;
     if options.wants(Part::Starts) {
         starts(&options).await?;
@@ -76,7 +80,7 @@ async fn main() -> Result<()> {
 
 /// Enqueue to running at a steady rate, in farms that hold nothing else.
 async fn starts(options: &Options) -> Result<()> {
-    let oast = Oast::start(&options.oast).await?;
+    let oast = Oast::start(&options.oast, false).await?;
     let etcd = etcd().await?;
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for _ in 0..options.rounds {
@@ -102,7 +106,7 @@ async fn etcd() -> Result<Option<Etcd>> {
 
 /// Acknowledged submissions per second.
 async fn submissions(options: &Options) -> Result<()> {
-    let oast = Oast::start(&options.oast).await?;
+    let oast = Oast::start(&options.oast, true).await?;
     let etcd = etcd().await?;
     let postgres = if oast_tests::need::program("pgbench") && oast_tests::need::program("initdb") {
         Some(Postgres::start()?)
@@ -207,7 +211,9 @@ fn median(values: &[f64]) -> f64 {
 
 fn options(args: Vec<String>) -> Result<Options> {
     let mut args = args.into_iter();
-    ensure!(args.next().as_deref() == Some("coordinator"), USAGE);
+    let what = args.next();
+    let known = matches!(what.as_deref(), Some("coordinator" | "scale"));
+    ensure!(known, USAGE);
     let mut options = Options {
         only: None,
         oast: PathBuf::new(),

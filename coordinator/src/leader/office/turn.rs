@@ -7,7 +7,6 @@ use oast_model::fleet::{Observation, Probe, Watch};
 use oast_model::ids::Token;
 use oast_model::ledger::{BatchKind, BatchPhase, Command, FleetRecord, Ledger};
 use oast_model::names::InstanceName;
-use oast_model::pipeline::cron;
 use oast_model::rollout::{Decision, Situation, plan};
 use oast_model::schedule::schedule;
 use oast_model::task::TaskKind;
@@ -57,10 +56,11 @@ impl Office {
         let applied = view.seq().as_u64();
         for (session, connected) in self.desk.sessions_mut() {
             let (worker, incarnation) = (&connected.session.worker, connected.session.incarnation);
-            let live: BTreeSet<Token> = view.index().leases_of(worker, incarnation).collect();
-            if live == connected.told {
+            let live = || view.index().leases_of(worker, incarnation);
+            if live().eq(connected.told.iter().copied()) {
                 continue;
             }
+            let live: BTreeSet<Token> = live().collect();
             let begin = live
                 .difference(&connected.told)
                 .filter_map(|token| view.assignment(*token))
@@ -208,36 +208,21 @@ impl Office {
 
     /// Fires calendars that came due since they were fired last; of several times missed, the last.
     fn fire_calendars(&mut self, view: &Ledger, wall: Timestamp) -> Duration {
-        let mut next = TURN_MAX;
-        for ((team, pipeline), state) in view.crons().iter() {
-            for (text, zone) in &state.crons {
-                let (Ok(schedule), Some(zone)) = (text.parse::<cron::Schedule>(), cron::zone(zone))
-                else {
-                    continue;
-                };
-                let Some(due) = schedule.next_after(state.fired, &zone) else {
-                    continue;
-                };
-                if due > wall {
-                    next = next.min(due.since(wall) + Duration::from_millis(1));
-                    continue;
-                }
-                let mut last = due;
-                while let Some(later) = schedule.next_after(last, &zone).filter(|t| *t <= wall) {
-                    last = later;
-                }
-                info!(%pipeline, %team, due = %last, "Calendar came due.");
-                self.propose(
-                    Key::Cron(team.clone(), pipeline.clone()),
-                    Command::FireCron {
-                        pipeline: pipeline.clone(),
-                        team: team.clone(),
-                        due: last,
-                    },
-                );
+        let (due, rest) = self.calendars.due(view, wall);
+        for ((team, pipeline), due) in due {
+            let key = Key::Cron(team.clone(), pipeline.clone());
+            if self.pending.contains_key(&key) {
+                continue;
             }
+            info!(%pipeline, %team, %due, "Calendar came due.");
+            let command = Command::FireCron {
+                pipeline,
+                team,
+                due,
+            };
+            self.propose(key, command);
         }
-        next
+        rest.unwrap_or(TURN_MAX)
     }
 }
 

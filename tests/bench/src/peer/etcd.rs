@@ -64,12 +64,18 @@ impl Etcd {
         let held: Vec<TcpListener> = (0..6)
             .map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))
             .collect::<Result<_, _>>()?;
-        let urls: Vec<String> = held
+        let places: Vec<String> = held
             .iter()
-            .map(|port| Ok(format!("http://{}", port.local_addr()?)))
+            .map(|port| Ok(port.local_addr()?.to_string()))
             .collect::<Result<_>>()?;
         drop(held);
-        let (clients, peers) = urls.split_at(3);
+        let (clients, peers) = places.split_at(3);
+        let urls = |scheme, places: &[String]| -> Vec<String> {
+            let urls = places.iter().map(|place| format!("{scheme}://{place}"));
+            urls.collect()
+        };
+        // As ours: TLS between members, the bench's own connections plain.
+        let (clients, peers) = (urls("http", clients), urls("https", peers));
         let cluster: Vec<String> = (0..3).map(|n| format!("m{n}={}", peers[n])).collect();
         let mut children = Vec::new();
         for number in 0..3 {
@@ -83,7 +89,7 @@ impl Etcd {
                 .args(["--listen-peer-urls", &peers[number]])
                 .args(["--initial-advertise-peer-urls", &peers[number]])
                 .args(["--initial-cluster", &cluster.join(",")])
-                .args(["--initial-cluster-state", "new"])
+                .args(["--initial-cluster-state", "new", "--peer-auto-tls"])
                 .stdin(Stdio::null())
                 .stdout(log.try_clone()?)
                 .stderr(log)
@@ -96,7 +102,7 @@ impl Etcd {
             leader: String::new(),
             _folder: folder,
         };
-        etcd.leader = leader(clients).await?;
+        etcd.leader = leader(&clients).await?;
         Ok(etcd)
     }
 

@@ -1,8 +1,9 @@
 //! Three members of the farm.
 
+use std::future::Future;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use oast_daemon::random;
@@ -11,6 +12,7 @@ use oast_tests::api::Api;
 use oast_tests::farm::{Farm, Plan};
 use prost::Message;
 use tokio::sync::{Mutex, mpsc};
+use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::claim::{Claimer, stamp};
@@ -19,7 +21,9 @@ use crate::load::{Figure, closed, steady};
 /// Submissions in a message of a stream: as many as etcd's transactions have puts.
 const BATCH: u64 = super::etcd::TXN;
 /// Teams that the submissions are spread over.
-const TEAMS: usize = 200;
+pub const TEAMS: usize = 200;
+/// How long the members' certificates live.
+const CERTIFICATES: &str = "30d";
 const PIPELINE: &str = "apiVersion: oast/v1\nname: web\nteam: t0\nbake:\n  from: debian-12\n  steps:\n    - run: \"true\"\npublish: { image: web, channel: candidate }\n";
 
 /// The farm and what a submission needs.
@@ -33,12 +37,17 @@ pub struct Oast {
 }
 
 impl Oast {
-    /// Starts the members and makes the teams.
+    /// Starts the members and makes the teams. With TLS between the members, or without, so that a
+    /// worker of the bench needs no certificate.
     ///
     /// # Errors
     /// With the ends of the logs.
-    pub async fn start(oast: &Path) -> Result<Oast> {
-        let farm = Plan::new(oast).start().await?;
+    pub async fn start(oast: &Path, tls: bool) -> Result<Oast> {
+        let mut plan = Plan::new(oast);
+        if tls {
+            plan = plan.tls(CERTIFICATES);
+        }
+        let farm = plan.start().await?;
         for team in 0..TEAMS {
             farm.apply(&format!(
                 "apiVersion: oast/v1\nkind: Team\nname: t{team}\nspec:\n  description: bench\n"
@@ -53,6 +62,70 @@ impl Oast {
             tree,
             prefix: random::request_id(),
         })
+    }
+
+    /// The processes.
+    #[must_use]
+    pub fn farm(&self) -> &Farm {
+        &self.farm
+    }
+
+    /// The member that leads, from 1.
+    #[must_use]
+    pub fn leader(&self) -> usize {
+        self.leader
+    }
+
+    /// Submits so many runs and waits until all are acknowledged.
+    ///
+    /// # Errors
+    /// One was refused.
+    pub async fn fill(&self, runs: u64, size: usize) -> Result<()> {
+        let mut batches = JoinSet::new();
+        for first in (0..runs).step_by(usize::try_from(BATCH)?) {
+            if batches.len() >= super::CONNECTIONS {
+                batches.join_next().await.context("a batch")???;
+            }
+            let numbers = first..runs.min(first + BATCH);
+            let submissions = numbers
+                .map(|number| submission("fill", &self.tree, number, size))
+                .collect();
+            let mut api = self.farm.api(self.leader)?.runs();
+            batches.spawn(async move {
+                let request = SubmitRunsRequest { submissions };
+                let results = api.batch_submit_runs(request).await?.into_inner().results;
+                for result in &results {
+                    ensure!(result.error.is_none(), "{:?}", result.error);
+                }
+                anyhow::Ok(())
+            });
+        }
+        while let Some(ended) = batches.join_next().await {
+            ended??;
+        }
+        Ok(())
+    }
+
+    /// One submission, and how long it took. `number` is unique in the farm.
+    pub fn timed(
+        api: &Api,
+        tree: &str,
+        number: u64,
+        size: usize,
+    ) -> impl Future<Output = Result<Duration>> + Send + use<> {
+        let mut runs = api.runs();
+        let request = submission(&random::request_id(), tree, number, size);
+        async move {
+            let asked = Instant::now();
+            runs.submit_run(request).await?;
+            Ok(asked.elapsed())
+        }
+    }
+
+    /// The pipeline that everything runs, uploaded.
+    #[must_use]
+    pub fn tree(&self) -> &str {
+        &self.tree
     }
 
     fn apis(&self, clients: usize) -> Result<Vec<Api>> {

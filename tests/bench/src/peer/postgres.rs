@@ -14,6 +14,9 @@ use tempfile::TempDir;
 /// Who runs it: PostgreSQL refuses root.
 const USER: &str = "postgres";
 
+/// Connections that pgbench makes in a second, at least.
+const CONNECTED_A_SECOND: u64 = 50;
+
 /// The servers; they end with this value.
 #[derive(Debug)]
 pub struct Postgres {
@@ -139,12 +142,15 @@ impl Postgres {
             &script,
             format!("INSERT INTO runs (body) VALUES (decode(repeat('78', {size}), 'hex'));\n"),
         )?;
+        // Its time begins with the first of its connections, and each is a process.
+        let connecting = clients as u64 / CONNECTED_A_SECOND;
+        let seconds = time.as_secs().max(1) + connecting;
         let mut pgbench = command("pgbench");
         pgbench
             .args(["-n", "-M", "prepared", "-h", "127.0.0.1", "-j", "2"])
             .args(["-p", &self.ports[0].to_string()])
             .args(["-c", &clients.to_string()])
-            .args(["-T", &time.as_secs().max(1).to_string(), "-f"])
+            .args(["-T", &seconds.to_string(), "-f"])
             .arg(script)
             .arg("postgres");
         let output = tokio::process::Command::from(pgbench).output().await?;
