@@ -94,6 +94,7 @@ impl Forgetful {
         fs::rename(&after, &self.data)?;
         fs::remove_dir_all(&self.kept)?;
         self.make_folders()?;
+        boot_again(&self.data)?;
         self.seed(&self.data)?;
         Ok(loss)
     }
@@ -157,6 +158,21 @@ impl Forgetful {
         fs::write(self.kept.join("d").join(own.to_string()), lines)?;
         Ok(())
     }
+}
+
+/// The machine comes back as another boot than the one that wrote these states.
+fn boot_again(folder: &Path) -> Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            boot_again(&path)?;
+        } else if path.file_name().is_some_and(|name| name == "life") {
+            let text = fs::read_to_string(&path)?;
+            let stage = text.split(' ').next().unwrap_or_default();
+            fs::write(&path, format!("{stage} before\n"))?;
+        }
+    }
+    Ok(())
 }
 
 /// Each page from one of the two; where only one goes on, its end is there or not.

@@ -16,6 +16,8 @@ use tonic::Code;
 
 const TEAM: &str = "apiVersion: oast/v1\nkind: Team\nname: demo\nspec: {}\n";
 const PIPELINE: &str = "apiVersion: oast/v1\nname: web\nteam: demo\nbake:\n  from: debian-12\n  steps:\n    - run: \"true\"\npublish: { image: web, channel: candidate }\n";
+/// SIGTERM.
+const TERM: i32 = 15;
 /// Runs between two kills.
 const RUNS: usize = 10;
 
@@ -176,7 +178,11 @@ async fn a_watch_of_everything_outlives_its_member_and_tells_each_change_once() 
         "changes came out of order: {numbers:?}"
     );
 
-    // A member that was started anew does not have the beginning any more, and says so.
+    // A member that was started anew does not have the beginning any more, and says so. It was
+    // ended in peace: one that was killed has what it replays from its log.
+    farm.end(&format!("member-{dead}"), TERM).await?;
+    farm.begin(&format!("member-{dead}")).await?;
+    farm.everybody_answers().await?;
     let request = WatchRequest {
         from_seq: from,
         ..WatchRequest::default()

@@ -142,6 +142,7 @@ impl Machine for LedgerMachine {
                 .map(|record| codec::encode(&Archived::from(record)))
                 .collect(),
             pruned: changes.pruned,
+            digest: None,
         }
     }
 

@@ -23,7 +23,7 @@ use raft::eraftpb::{ConfState, HardState};
 use super::chain;
 use super::core::{Core, CoreError};
 use super::counters::Counters;
-use super::machine::{LoadError, Machine};
+use super::machine::{LoadError, Machine, View as _};
 use super::options::{Options, OptionsError};
 use super::replica::{Opened, Replica};
 use crate::store::disk::{self, DiskError};
@@ -436,10 +436,15 @@ fn load_current<M: Machine, L: LogStore, R: StateRoot>(
         }
     }
     let loaded = M::load(&mut state.records().map(|record| record.map_err(|e| chain(&e))));
-    match loaded {
-        Ok(machine) => Ok(Ok((state, machine))),
-        Err(error) => Ok(Err(chain(&error))),
+    let machine = match loaded {
+        Ok(machine) => machine,
+        Err(error) => return Ok(Err(chain(&error))),
+    };
+    let wanted = state.digest();
+    if wanted.is_some_and(|wanted| machine.view().digest() != wanted) {
+        return Ok(Err("it does not hold the records that it says".to_owned()));
     }
+    Ok(Ok((state, machine)))
 }
 
 fn rebuild<M: Machine, L: LogStore, R: StateRoot>(
@@ -457,7 +462,7 @@ fn rebuild<M: Machine, L: LogStore, R: StateRoot>(
         let position = file.header.mark.position;
         matches!(log.term(position.index), Ok(Some(term)) if term == position.term)
     };
-    let state = match newest.filter(fits) {
+    let mut state = match newest.filter(fits) {
         Some(file) => restore(root, &state_dir, file)
             .map_err(|error| lost(format!("the state cannot be rebuilt ({})", chain(&error))))?,
         None if [GENESIS, NOTHING].contains(&meta.truncated) => root
@@ -480,6 +485,13 @@ fn rebuild<M: Machine, L: LogStore, R: StateRoot>(
     };
     let machine = M::load(&mut state.records().map(|record| record.map_err(|e| chain(&e))))
         .map_err(OpenError::Load)?;
+    if let Err(error) = root.salvage(&mut state, &meta.state_dir) {
+        let error = chain(&error);
+        tracing::warn!(
+            error,
+            "The history of the old state is of no use; the other members have it."
+        );
+    }
     let meta = LogMeta {
         state_dir,
         ..meta.clone()

@@ -13,6 +13,7 @@ use super::disk::DiskError;
 use super::log::LogPosition;
 
 mod behind;
+mod life;
 pub mod memory;
 pub mod tree;
 
@@ -39,6 +40,8 @@ pub struct Changes {
     /// One that is not here is left alone: this member has a gap there, and what a peer fills it with
     /// may be pruned already.
     pub pruned: Vec<u64>,
+    /// Digest of the live records with these changes, for whoever opens the state again.
+    pub digest: Option<[u8; 32]>,
 }
 
 /// End of a stretch of history.
@@ -155,6 +158,10 @@ pub trait HistoryReader: Send + Sync {
 pub trait StateStore: Send + 'static {
     /// How far the log was applied.
     fn mark(&self) -> Mark;
+    /// Digest of the records as of the last write, if it is known.
+    fn digest(&self) -> Option<[u8; 32]> {
+        None
+    }
     /// End of the history, gap or not.
     fn history(&self) -> HistoryTail;
     /// What is missing before the end.
@@ -203,6 +210,14 @@ pub trait StateRoot: Send + Sync + 'static {
     /// # Errors
     /// [`StateError::Engine`].
     fn adopt_history(&self, to: &mut Self::Store, from: &Self::Store) -> Result<(), StateError>;
+    /// Copies what can be had of the history of a store that is not believed. The history is chained,
+    /// so what does not belong there is noticed.
+    ///
+    /// # Errors
+    /// Any; what is missing then is had from the other members.
+    fn salvage(&self, _to: &mut Self::Store, _name: &str) -> Result<(), StateError> {
+        Ok(())
+    }
     /// Removes every store but `current`.
     ///
     /// # Errors

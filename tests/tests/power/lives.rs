@@ -61,8 +61,8 @@ impl Child {
 }
 
 /// The parent's side: lives until the power has failed that often, each of at most `most`
-/// acknowledgements.
-pub fn run(test: &str, losses: u64, most: u64) -> Result<()> {
+/// acknowledgements. A start that dies of what it finds is tried once more if it is `mortal`.
+pub fn run(test: &str, losses: u64, most: u64, mortal: bool) -> Result<()> {
     if !need::have(need::program("cc"), "a C compiler", test) {
         return Ok(());
     }
@@ -73,7 +73,8 @@ pub fn run(test: &str, losses: u64, most: u64) -> Result<()> {
     let data = folder.path().join("data");
     let disk = Forgetful::new(&data, &folder.path().join("kept"))?;
     let (mut acknowledged, mut changed, mut nameless) = (0, 0, 0);
-    for life in 1..=losses {
+    let (mut life, mut deaths) = (1, 0);
+    while life <= losses {
         let mut child = Command::new(std::env::current_exe()?)
             .args(["--exact", test, "--nocapture"])
             .envs(disk.environment(&library))
@@ -86,9 +87,14 @@ pub fn run(test: &str, losses: u64, most: u64) -> Result<()> {
         let mut lines = BufReader::new(output).lines();
         let enough = dice.below(most);
         let mut heard = 0;
+        let mut died = false;
         while heard <= enough {
             let Some(line) = lines.next().transpose()? else {
                 let ended = child.wait()?;
+                died = mortal && heard == 0 && deaths == 0;
+                if died {
+                    break;
+                }
                 bail!("life {life}, after {acknowledged}: the child ended by itself, {ended}");
             };
             if let Some(number) = line.strip_prefix(SAYS) {
@@ -96,6 +102,11 @@ pub fn run(test: &str, losses: u64, most: u64) -> Result<()> {
                 heard += 1;
             }
         }
+        deaths = u32::from(died);
+        if died {
+            continue;
+        }
+        life += 1;
         child.kill()?;
         child.wait()?;
         // What was said before the kill took effect.

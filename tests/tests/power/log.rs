@@ -25,7 +25,7 @@ fn what_the_log_acknowledged_survives_power_losses() -> Result<()> {
     let test = "log::what_the_log_acknowledged_survives_power_losses";
     match Child::here()? {
         Some(child) => live(&child),
-        None => run(test, losses(LOSSES)?, LIFE),
+        None => run(test, losses(LOSSES)?, LIFE, false),
     }
 }
 

@@ -238,7 +238,8 @@ impl<M: Machine, R: StateRoot> Side<M, R> {
 
     /// One atomic batch: what changed, and how far we are.
     fn write(&mut self) -> Result<(), ReplicaError> {
-        let changes = self.machine.take_changes();
+        let mut changes = self.machine.take_changes();
+        changes.digest = Some(self.machine.view().digest());
         self.state
             .write(self.mark, changes)
             .map_err(ReplicaError::State)

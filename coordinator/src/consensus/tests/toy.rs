@@ -133,7 +133,7 @@ impl Machine for Lists {
                 })
                 .collect(),
             history: std::mem::take(&mut self.history),
-            pruned: Vec::new(),
+            ..Changes::default()
         }
     }
 

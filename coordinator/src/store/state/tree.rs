@@ -3,7 +3,8 @@
 //! Everything is in one tree, because only then is a batch atomic. sled's `flush` does not survive
 //! power loss (it asks for `sync_file_range`), and large values sit in blob files that it never
 //! syncs; so [`StateStore::syncer`] flushes and then syncs every file of the directory itself.
-//! Writes of the owner reach sled a little later, see [`super::behind`].
+//! Writes of the owner reach sled a little later, see [`super::behind`]; whether what is found may be
+//! believed, see [`super::life`].
 //!
 //! ```text
 //! g             gap of the history, if any
@@ -20,6 +21,7 @@ use prost::Message as _;
 use super::super::disk;
 use super::super::log::LogPosition;
 use super::behind::{self, Behind};
+use super::life::{Life, Trust};
 use super::{
     Changes, HistoryGap, HistoryReader, HistoryTail, Mark, Record, StateError, StateRoot,
     StateStore, Syncer, check_fill, tombstone,
@@ -75,6 +77,9 @@ impl TreeRoot {
 
     fn open_db(&self, name: &str) -> Result<Place, StateError> {
         let path = self.directory.join(name);
+        disk::make_dir(&path).map_err(StateError::Disk)?;
+        let life = Life::of(&path);
+        life.opening().map_err(StateError::Disk)?;
         let db = sled::Config::new()
             .path(&path)
             .segment_size(segment_bytes(&path))
@@ -86,6 +91,7 @@ impl TreeRoot {
                 place: path.display().to_string(),
                 source,
             })?;
+        life.opened().map_err(StateError::Disk)?;
         Ok(Place { db, path })
     }
 }
@@ -140,8 +146,23 @@ pub struct TreeState {
     place: Place,
     behind: Behind,
     mark: Mark,
+    digest: Option<[u8; 32]>,
     tail: HistoryTail,
     gap: Option<HistoryGap>,
+}
+
+impl Drop for TreeState {
+    /// Closes it in peace, if that is possible.
+    fn drop(&mut self) {
+        let closed = self.behind.flush().map_err(self.place.engine("write"));
+        let closed = closed.and_then(|()| self.place.sync()).and_then(|()| {
+            let life = Life::of(&self.place.path);
+            life.closed().map_err(StateError::Disk)
+        });
+        if let Err(error) = closed {
+            tracing::warn!(%error, "The state could not be closed; the next start looks after it.");
+        }
+    }
 }
 
 impl std::fmt::Debug for TreeState {
@@ -165,6 +186,9 @@ struct MarkRecord {
     history_last: u64,
     #[prost(bytes = "vec", tag = "5")]
     history_hash: Vec<u8>,
+    /// Of the live records; empty when it was not known.
+    #[prost(bytes = "vec", tag = "6")]
+    digest: Vec<u8>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -179,13 +203,14 @@ struct GapRecord {
     until_hash: Vec<u8>,
 }
 
-fn mark_bytes(mark: Mark, tail: HistoryTail) -> Vec<u8> {
+fn mark_bytes(mark: Mark, tail: HistoryTail, digest: Option<[u8; 32]>) -> Vec<u8> {
     MarkRecord {
         index: mark.position.index,
         term: mark.position.term,
         now_ms: mark.now_ms,
         history_last: tail.last,
         history_hash: tail.hash.to_vec(),
+        digest: digest.map(Vec::from).unwrap_or_default(),
     }
     .encode_to_vec()
 }
@@ -257,6 +282,10 @@ impl StateStore for TreeState {
         self.mark
     }
 
+    fn digest(&self) -> Option<[u8; 32]> {
+        self.digest
+    }
+
     fn history(&self) -> HistoryTail {
         self.tail
     }
@@ -295,11 +324,15 @@ impl StateStore for TreeState {
         for (number, record) in (first..).zip(appended) {
             entries.push((history_key(number).to_vec(), Some(record)));
         }
-        entries.push((KEY_MARK.to_vec(), Some(mark_bytes(mark, tail))));
+        entries.push((
+            KEY_MARK.to_vec(),
+            Some(mark_bytes(mark, tail, changes.digest)),
+        ));
         self.behind
             .write(entries)
             .map_err(self.place.engine("write"))?;
         self.mark = mark;
+        self.digest = changes.digest;
         self.tail = tail;
         Ok(())
     }
@@ -349,6 +382,21 @@ impl StateStore for TreeState {
     }
 }
 
+/// Fills the gap with what there is.
+fn adopt(to: &mut TreeState, from: &Reader) -> Result<(), StateError> {
+    while let Some(gap) = to.gap {
+        let first = gap.after.last + 1;
+        let mut records = from.read(first, ADOPT_BYTES)?;
+        let wanted = gap.until.last - gap.after.last;
+        records.truncate(usize::try_from(wanted).unwrap_or(usize::MAX));
+        if records.is_empty() {
+            break;
+        }
+        to.fill(first, records)?;
+    }
+    to.place.sync()
+}
+
 impl StateRoot for TreeRoot {
     type Store = TreeState;
 
@@ -359,6 +407,15 @@ impl StateRoot for TreeRoot {
                 place: path.display().to_string(),
                 problem: "it does not exist".to_owned(),
             });
+        }
+        let untrusted = |problem: &str| StateError::Damaged {
+            place: path.display().to_string(),
+            problem: problem.to_owned(),
+        };
+        match Life::of(&path).trust().map_err(StateError::Disk)? {
+            Trust::Whole => {}
+            Trust::Torn => return Err(untrusted("the machine went down while it was open")),
+            Trust::Deadly => return Err(untrusted("the last start died while it opened it")),
         }
         let place = self.open_db(name)?;
         let mark = place
@@ -389,6 +446,7 @@ impl StateRoot for TreeRoot {
                 },
                 now_ms: record.now_ms,
             },
+            digest: record.digest.try_into().ok(),
             tail: tail(&place, record.history_last, &record.history_hash)?,
             gap,
             behind: place.behind()?,
@@ -427,7 +485,7 @@ impl StateRoot for TreeRoot {
         if let Some(gap) = gap {
             batch.insert(KEY_GAP, gap_bytes(gap));
         }
-        batch.insert(KEY_MARK, mark_bytes(mark, history));
+        batch.insert(KEY_MARK, mark_bytes(mark, history, None));
         place.db.apply_batch(batch).map_err(place.engine("write"))?;
         place.sync()?;
         disk::sync_dir(&self.directory).map_err(StateError::Disk)?;
@@ -435,24 +493,46 @@ impl StateRoot for TreeRoot {
             behind: place.behind()?,
             place,
             mark,
+            digest: None,
             tail: history,
             gap,
         })
     }
 
     fn adopt_history(&self, to: &mut TreeState, from: &TreeState) -> Result<(), StateError> {
-        let reader = from.reader();
-        while let Some(gap) = to.gap {
-            let first = gap.after.last + 1;
-            let mut records = reader.read(first, ADOPT_BYTES)?;
-            let wanted = gap.until.last - gap.after.last;
-            records.truncate(usize::try_from(wanted).unwrap_or(usize::MAX));
+        adopt(to, &from.reader())
+    }
+
+    fn salvage(&self, to: &mut TreeState, name: &str) -> Result<(), StateError> {
+        let path = self.directory.join(name);
+        if !path.is_dir() || Life::of(&path).trust().map_err(StateError::Disk)? == Trust::Deadly {
+            return Ok(());
+        }
+        let place = self.open_db(name)?;
+        // Should it kill us, the next start finds that it was being opened; nobody believes it again.
+        let life = Life::of(&path);
+        life.opening().map_err(StateError::Disk)?;
+        let behind = place.behind()?;
+        let reader = Reader {
+            entries: behind.reader(),
+            place,
+        };
+        // All of it or nothing: a beginning cannot be told from a wrong one.
+        let until = to.gap.map(|gap| gap.until).unwrap_or_default();
+        let mut reached = HistoryTail::default();
+        while reached.last < until.last {
+            let records = reader.read(reached.last + 1, ADOPT_BYTES)?;
             if records.is_empty() {
                 break;
             }
-            to.fill(first, records)?;
+            let wanted = usize::try_from(until.last - reached.last).unwrap_or(usize::MAX);
+            let records = records.iter().take(wanted);
+            reached = records.fold(reached, |tail, record| tail.then(record));
         }
-        to.place.sync()
+        if reached != until {
+            return Err(reader.place.damaged("its history is not the farm's"));
+        }
+        adopt(to, &reader)
     }
 
     fn sweep(&self, current: &str) -> Result<(), StateError> {
