@@ -3,15 +3,23 @@
 //! `Seq` numbers commands in the order of the log, one per command; run ids,
 //! rollout ids, task ids and fencing tokens are the sequence of the command that
 //! made them. The epoch in the high bits rises on restore and on forced recovery,
-//! so that no number is ever issued twice.
+//! so that no number is ever issued twice: it is the second of the restore, counted from
+//! [`EPOCH_ORIGIN`], so that a second restore from the same old file does not repeat what
+//! the first one issued (docs/decisions/0018).
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// Bits of a [`Seq`] that count commands within one epoch.
-const COUNTER_BITS: u32 = 48;
+use crate::time::Timestamp;
+
+/// Bits of a [`Seq`] that count commands within one epoch. A counter that is used up carries
+/// into the epoch, which stays below the clock's: nothing commits 2^32 commands a second.
+const COUNTER_BITS: u32 = 32;
+
+/// Where epochs are counted from: 2026-01-01T00:00:00Z.
+pub const EPOCH_ORIGIN: Timestamp = Timestamp::from_millis(1_767_225_600_000);
 
 /// Position of a command in the history of the farm: `epoch | counter`.
 ///
@@ -36,7 +44,7 @@ impl Seq {
         self.0
     }
 
-    /// How often the farm was restored or forcibly recovered before this command.
+    /// The second of the last restore or forced recovery before this command; 0 without one.
     pub const fn epoch(self) -> u64 {
         self.0 >> COUNTER_BITS
     }
@@ -48,12 +56,24 @@ impl Seq {
 
     /// The sequence of the following command.
     pub fn next(self) -> Seq {
-        assert!(
-            self.counter() + 1 < 1 << COUNTER_BITS,
-            "sequence counter of epoch {} is used up",
-            self.epoch()
-        );
-        Seq(self.0 + 1)
+        Seq(self
+            .0
+            .checked_add(1)
+            .expect("2^64 numbers last longer than any farm"))
+    }
+
+    /// Before the first command of `epoch`; none when the epoch does not fit.
+    pub const fn begin(epoch: u64) -> Option<Seq> {
+        if epoch >= 1 << (64 - COUNTER_BITS) {
+            return None;
+        }
+        Some(Seq(epoch << COUNTER_BITS))
+    }
+
+    /// The epoch that a restore at `now` begins: higher than `self`'s and than that of every
+    /// restore before, whichever state that one began from.
+    pub fn next_epoch(self, now: Timestamp) -> u64 {
+        (now.since(EPOCH_ORIGIN).as_secs()).max(self.epoch() + 1)
     }
 }
 
@@ -196,7 +216,21 @@ mod tests {
             })
         );
         assert!("12".parse::<RunId>().is_err());
-        assert!("99999.1".parse::<Seq>().is_err());
+        assert!("4294967296.1".parse::<Seq>().is_err());
+    }
+
+    #[test]
+    fn a_restore_outranks_every_restore_before_it() {
+        let at = |seconds| EPOCH_ORIGIN + std::time::Duration::from_secs(seconds);
+        let old = Seq::from_u64(400);
+        let first = Seq::begin(old.next_epoch(at(1_000))).expect("fits");
+        // It ran, and was lost; the same old file is restored again.
+        let used = (0..500).fold(first, |seq, _| seq.next());
+        let second = Seq::begin(old.next_epoch(at(1_001))).expect("fits");
+        assert!(second > used && used > old);
+        // A clock that was set back still leads upwards from what the file knows.
+        assert!(Seq::begin(used.next_epoch(Timestamp::EPOCH)).expect("fits") > used);
+        assert_eq!(Seq::begin(1 << 32), None);
     }
 
     #[test]

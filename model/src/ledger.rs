@@ -24,6 +24,7 @@ mod rollout;
 mod run;
 #[cfg(test)]
 mod tests;
+mod version;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -49,6 +50,7 @@ pub use rollout::{
     Batch, BatchKind, BatchPhase, Rollout, RolloutPhase, RolloutRecord, RolloutRequest,
 };
 pub use run::{Run, RunPhase, RunRecord};
+pub use version::{Era, ForeignPosition, VERSION, table_name};
 
 use crate::bake::Layer;
 use crate::codec::DecodeError;
@@ -83,6 +85,18 @@ pub struct Farm {
     pub history: Option<Digest>,
     /// Sequence of the last history record.
     pub history_seq: Seq,
+    /// The cluster version; 0 before the first [`Command::RaiseVersion`].
+    #[serde(default, skip_serializing_if = "version::is_default")]
+    pub version: u32,
+    /// Whether an operator holds the version.
+    #[serde(default, skip_serializing_if = "version::is_default")]
+    pub version_held: bool,
+    /// What was issued before the last restore or forced recovery.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub eras: Vec<Era>,
+    /// Where the present epoch began; zero without a restore.
+    #[serde(default, skip_serializing_if = "version::is_default")]
+    pub begun: Seq,
 }
 
 /// The replicated state.
@@ -516,6 +530,11 @@ impl Ledger {
                 self.lead(who)?;
                 join::join(self, cx, asked)
             }
+            Command::RaiseVersion { to } => {
+                self.lead(who)?;
+                version::raise(self, to)
+            }
+            Command::HoldVersion { held } => version::hold(self, who, held),
         }
     }
 
@@ -576,6 +595,11 @@ impl Ledger {
         let mut ledger = Ledger::new();
         ledger.farm = Table::new(FARM);
         ledger
+    }
+
+    /// Whether the farm's own record was among those loaded; nothing works without it.
+    pub fn has_farm(&self) -> bool {
+        self.farm.contains(&0)
     }
 
     /// Every live record, encoded. The ledger must have been drained.

@@ -2,6 +2,7 @@
 //!
 //! - `check`: what CI demands of the text: format, clippy, tidy, dependencies.
 //! - `test`: the README's test command: prepares the machine, runs every suite, counts.
+//! - `record`: the recorded log and files anew, for a change of what is replicated.
 //! - `needs`: only the machine's preparation of `test`.
 //! - `bench`: measurements that have a bar.
 //! - `tidy`: the rules of this code base that no other tool knows (see `tidy.rs`).
@@ -22,6 +23,7 @@ use std::process::ExitCode;
 mod bench;
 mod check;
 mod command;
+mod record;
 mod test;
 mod tidy;
 mod workspace;
@@ -30,6 +32,7 @@ const USAGE: &str = "usage: cargo xtask COMMAND
 
   check            format, clippy, tidy and dependency rules
   test [SUITE..]   every test suite, or the named ones; --list names them
+  record           write the recorded log and files anew (CONTRIBUTING says when)
   needs            only install what the suites need
   bench coordinator [--seconds N] [--rounds N] [--clients N,N..]
                    three members beside three etcd servers and PostgreSQL with two standbys
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
     let done = workspace::Workspace::find().and_then(|workspace| match words.as_slice() {
         ["check"] => check::run(&workspace),
         ["test", suites @ ..] => test::run(&workspace, suites),
+        ["record"] => record::run(&workspace),
         ["needs"] => test::needs(),
         ["bench", "coordinator", args @ ..] => bench::coordinator(&workspace, args),
         ["bench", "scale"] => bench::scale(&workspace, &[]),

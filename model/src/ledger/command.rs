@@ -197,6 +197,17 @@ pub enum Command {
     },
     /// A worker joins with a token. Proposed by the member that it asked.
     JoinWorker(JoinWorker),
+    /// Raises the cluster version: from here on commands and behaviours of that version are used.
+    /// Proposed by the leader when every member supports it. A member that does not, stops.
+    RaiseVersion {
+        /// The new version.
+        to: u32,
+    },
+    /// Holds the cluster version where it is, or lets it rise again.
+    HoldVersion {
+        /// Whether it is held.
+        held: bool,
+    },
 }
 
 /// Starts a run.
@@ -264,6 +275,8 @@ impl Command {
             Command::CreateJoinToken { .. } => 22,
             Command::RevokeJoinToken { .. } => 23,
             Command::JoinWorker(_) => 24,
+            Command::RaiseVersion { .. } => 25,
+            Command::HoldVersion { .. } => 26,
         }
     }
 
@@ -278,7 +291,7 @@ impl Command {
     }
 
     /// The highest kind that this binary knows.
-    pub const LAST_KIND: u32 = 24;
+    pub const LAST_KIND: u32 = 26;
 }
 
 /// What the ledger answers.

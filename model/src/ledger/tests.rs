@@ -21,8 +21,12 @@ use crate::task::{
 };
 use crate::units::TimeSpan;
 
+mod recorded;
+
 struct World {
     ledger: Ledger,
+    /// Everything that was asked, for the recorded log.
+    log: Vec<(Timestamp, Request)>,
     now: Timestamp,
     seen: Observation,
     /// How often each instance was given a version.
@@ -116,6 +120,7 @@ impl World {
     fn new(instances: u32) -> World {
         let mut world = World {
             ledger: Ledger::new(),
+            log: Vec::new(),
             now: Timestamp::from_millis(1_000_000),
             seen: Observation::default(),
             deployed: BTreeMap::new(),
@@ -170,6 +175,7 @@ impl World {
             request_id: id.map(str::to_owned),
             command,
         };
+        self.log.push((self.now, request.clone()));
         let applied = self.ledger.apply(self.now, request);
         if applied.result.is_err() {
             // A refusal changes nothing but the number.

@@ -169,6 +169,10 @@ pub fn manifests(texts: &[Text]) -> Vec<Problem> {
                 continue;
             }
         };
+        // A workspace of its own, as the fuzz targets are, is not compiled with the farm.
+        if table.contains_key("workspace") {
+            continue;
+        }
         for section in ["dependencies", "dev-dependencies", "build-dependencies"] {
             let entries = table.get(section).and_then(Value::as_table);
             for (name, entry) in entries.into_iter().flatten() {
@@ -224,5 +228,7 @@ mod tests {
         assert_eq!(manifests(&[bad]).len(), 1);
         let good = manifest("[dependencies]\ntokio.workspace = true\n");
         assert_eq!(manifests(&[good]), []);
+        let apart = manifest("[workspace]\n[dependencies]\nanyhow = \"1\"\n");
+        assert_eq!(manifests(&[apart]), []);
     }
 }
