@@ -129,6 +129,8 @@ shapes! {
         learners: Vec<u64>, outgoing: Vec<u64>, changing: bool, skew_ms: Option<i64>,
         barred: bool, compared: u64, peers: Vec<Peer>,
     }
+    FarmVersion { version: u32, held: bool, next: u32, members: Vec<MemberVersion> }
+    MemberVersion { member: u64, supported: u32 }
     ListPeersResponse { peers: Vec<Peer>, term: u64, leader: u64 }
     Resource { kind: String, name: String, team: String, revision: u64, document: String }
     ApplyResourceResponse {

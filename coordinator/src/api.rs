@@ -29,6 +29,7 @@ pub mod status;
 mod submit;
 #[cfg(test)]
 pub(crate) mod tests;
+mod upkeep;
 
 mod upload;
 

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use oast_daemon::config::{Problems, TimeSpan, Validate};
+use oast_daemon::config::{ByteSize, Problems, TimeSpan, Validate};
 use oast_daemon::serve::Limits;
 use oast_daemon::telemetry::Log;
 use oast_daemon::tls::LEAF_LIFE;
+use oast_model::ledger::VERSION;
 use oast_model::resource::Retention;
 use oast_model::resource::check::{DAYS_KEPT_MAX, RUNS_KEPT_MAX};
 use oast_model::retention::{DAYS_KEPT, RUNS_KEPT};
@@ -15,6 +16,9 @@ use oast_model::schedule::RESERVE;
 use serde::Deserialize;
 
 use crate::consensus::change::is_address;
+
+/// Smallest reserve: opening log and state writes about a megabyte.
+const DISK_RESERVE_MIN: u64 = 4 << 20;
 
 /// The configuration file of a member, in TOML.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -66,6 +70,13 @@ pub struct CoordinatorConfig {
     pub retention_days: u32,
     /// Raft's unit of time. Default 50ms; 10ms to 1s. The same on every member.
     pub tick: TimeSpan,
+    /// Room that is kept free on the file system of `data_dir`. With less the member takes no writes,
+    /// below a quarter of it it follows no further; a quarter is set aside as a file so that the
+    /// member can start with a full disk. Default 256MiB; at least 4MiB.
+    pub disk_reserve: ByteSize,
+    /// Highest cluster version that this member says it supports, for a rolling upgrade that is
+    /// to be finished later. Default: what the binary supports; lower values behave like an older one.
+    pub cluster_version_cap: Option<u32>,
     /// Logging.
     pub log: Log,
     /// Bounds of the port.
@@ -126,6 +137,8 @@ impl Default for CoordinatorConfig {
             retention_runs: RUNS_KEPT,
             retention_days: DAYS_KEPT,
             tick: TimeSpan::from_millis(50),
+            disk_reserve: ByteSize::from_bytes(256 << 20),
+            cluster_version_cap: None,
             log: Log::default(),
             limits: Limits::default(),
         }
@@ -147,6 +160,11 @@ impl CoordinatorConfig {
             runs: self.retention_runs,
             days: self.retention_days,
         }
+    }
+
+    /// The highest cluster version that this member supports.
+    pub fn supported_version(&self) -> u32 {
+        self.cluster_version_cap.unwrap_or(VERSION).min(VERSION)
     }
 
     /// Where hosted repositories are.
@@ -190,6 +208,16 @@ impl Validate for CoordinatorConfig {
                 "cannot be used together with `member` and `peers`: the group gives the id",
             );
         }
+        problems.require(
+            self.disk_reserve.bytes() >= DISK_RESERVE_MIN,
+            "disk_reserve",
+            "must be at least 4MiB",
+        );
+        problems.require(
+            self.cluster_version_cap != Some(0),
+            "cluster_version_cap",
+            "must be at least 1",
+        );
         for (id, address) in &self.peers {
             let number = id.parse::<u64>().is_ok_and(|id| id > 0);
             problems.require(

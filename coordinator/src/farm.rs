@@ -35,6 +35,7 @@ use crate::consensus::ledger::{LedgerMachine, LedgerView};
 use crate::consensus::replica::{ProposeError, ReadError, Status};
 use crate::consensus::transport::grpc::{propose_outcome, propose_request};
 use crate::feed::Feed;
+use crate::operations::version::{self, TooNew};
 
 /// How long a write is tried before the caller is told that there is no leader.
 pub const WRITE_DEADLINE: Duration = Duration::from_secs(10);
@@ -172,9 +173,17 @@ pub enum WriteError {
     /// Too much waits already.
     #[error("too many commands wait for a majority: try again later")]
     Overloaded,
+    /// The leader's disk is full.
+    #[error(
+        "the leader's disk has too little room: free some, or move the member's data; reads go on"
+    )]
+    NoSpace,
     /// It can never be accepted.
     #[error("{0}")]
     TooLarge(String),
+    /// Not every member understands it yet.
+    #[error(transparent)]
+    TooNew(TooNew),
 }
 
 /// A member's access to the farm. Cheap to clone.
@@ -363,6 +372,7 @@ impl Farm {
 
     /// Writes as the leader itself. Refused on a member that does not lead.
     pub async fn lead(&self, command: Command) -> Result<Written, WriteError> {
+        self.understood(&command)?;
         let request = Request {
             principal: Principal::farm(),
             request_id: None,
@@ -376,7 +386,17 @@ impl Farm {
 
     /// Writes many as the leader itself, together.
     pub fn lead_many<'a>(&self, commands: impl IntoIterator<Item = &'a Command>) -> many::Led {
-        many::Led::propose(&self.handle, commands)
+        let checked = commands
+            .into_iter()
+            .map(|command| self.understood(command).map(|()| command));
+        many::Led::propose(&self.handle, checked)
+    }
+
+    /// Refuses a command that some member could not apply. The version never falls, so what our
+    /// view allows the leader's does too.
+    fn understood(&self, command: &Command) -> Result<(), WriteError> {
+        let heard = || self.handle.supported_versions();
+        version::check(&self.view(), heard, command).map_err(WriteError::TooNew)
     }
 
     /// Writes for somebody, through whichever member leads.
@@ -390,6 +410,7 @@ impl Farm {
         request: &Request,
         end: Option<Duration>,
     ) -> Result<Written, WriteError> {
+        self.understood(&request.command)?;
         let mut retries = WRITE.begin(self.clock.monotonic());
         if let Some(end) = end {
             retries.not_after(end);
@@ -515,6 +536,7 @@ fn give_up(err: ProposeError) -> WriteError {
         },
         ProposeError::Unknown | ProposeError::Stopped => WriteError::Unknown,
         ProposeError::Overloaded => WriteError::Overloaded,
+        ProposeError::NoSpace => WriteError::NoSpace,
         err @ ProposeError::TooLarge { .. } => WriteError::TooLarge(err.to_string()),
     }
 }

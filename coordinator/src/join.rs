@@ -73,12 +73,13 @@ pub async fn membership(
         address,
         stamp,
     };
-    let member = grpc::join(&config.join, request, options, clock)
+    let seat = grpc::join(&config.join, request, options, clock)
         .await
         .map_err(WhoError::Join)?;
-    tracing::info!(member, "Joins the group as a learner.");
+    tracing::info!(member = seat.member, cluster = %seat.cluster, "Joins the group as a learner.");
     Ok(Membership {
-        member,
+        member: seat.member,
+        cluster: seat.cluster,
         stamp: Some(stamp),
         ..founder
     })

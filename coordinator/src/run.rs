@@ -39,9 +39,11 @@ use crate::git;
 use crate::join::{self, WhoError};
 use crate::leader::sessions::WorkerService;
 use crate::leader::{self, Leader};
+use crate::operations::{space, version};
 use crate::ports::{self, Ports, PortsError};
 use crate::retention::Keeper;
 use crate::secrets::{SecretError, Secrets};
+use crate::store::disk::DiskError;
 
 /// Largest message from a worker: a report with its details.
 const WORKER_MESSAGE_MAX: usize = 16 << 20;
@@ -93,6 +95,17 @@ pub enum RunError {
         /// As configured.
         path: PathBuf,
     },
+    /// The data folder's file system cannot be looked at.
+    #[error("look for room on the disk")]
+    Space(#[source] DiskError),
+    /// The farm went on to a version that this binary does not know.
+    #[error("{}", version::outgrown(*version, *supported))]
+    Outgrown {
+        /// The farm's.
+        version: u32,
+        /// Ours.
+        supported: u32,
+    },
     /// The runtime refused something.
     #[error("start serving")]
     Start(#[source] std::io::Error),
@@ -114,6 +127,8 @@ pub async fn run(
         clock.clone(),
         &tasks,
     );
+    let space = space::Watch::begin(&config.data_dir, config.disk_reserve.bytes())
+        .map_err(RunError::Space)?;
     let _lock =
         DirLock::acquire(&config.data_dir, "coordinator", &*clock).map_err(RunError::Lock)?;
     let ports = Ports::take(&config, &clock, &metrics).map_err(RunError::Ports)?;
@@ -137,6 +152,14 @@ pub async fn run(
         .map_err(RunError::OpenLost)?
         .map_err(RunError::Open)?;
     let handle = member.handle();
+    handle.watch_space(space.gauge());
+    let (version, supported) = (
+        handle.view().view.farm().version,
+        config.supported_version(),
+    );
+    if version > supported {
+        return Err(RunError::Outgrown { version, supported });
+    }
     let links = Links::start(&handle, links, &tasks, &clock);
     let running = member.start(links).map_err(RunError::Start)?;
 
@@ -159,6 +182,8 @@ pub async fn run(
     let keeper = Keeper::new(farm.clone(), tasks.clone(), config.retention());
     tasks.spawn("retention", TaskKind::SERVICE, keeper.run(shutdown.clone()));
     gauges::publish(&metrics, &farm, &leader);
+    let keeper = version::run(farm.clone(), supported, shutdown.clone());
+    tasks.spawn("cluster-version", TaskKind::SERVICE, keeper);
 
     let store_dir =
         Utf8PathBuf::try_from(config.store_dir.clone()).map_err(|err| RunError::StorePath {
@@ -202,6 +227,11 @@ pub async fn run(
         .reset_fallback();
     let health = Health::default();
     let part = health.part("group");
+    let disk = health.part("disk");
+    let watch = space.run(clock.clone(), disk, metrics.clone(), shutdown.clone());
+    tasks.spawn("disk-space", TaskKind::SERVICE, watch);
+    let aside = space::step_aside(farm.clone(), shutdown.clone());
+    tasks.spawn("step-aside", TaskKind::SERVICE, aside);
     let health = health::routes(metrics.clone(), health);
     let mut own = workers.merge(peer_routes(&config, handle.clone())?);
     if let (Some(identity), Some(tls)) = (ports.identity(), &config.tls) {
@@ -255,6 +285,7 @@ fn setup(config: &CoordinatorConfig, membership: Membership, clock: &SharedClock
         membership,
         options: Options {
             tick: config.tick.duration(),
+            supported_version: config.supported_version(),
             ..Options::default()
         },
         stores: StoreOptions::default(),

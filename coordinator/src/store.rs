@@ -6,6 +6,7 @@
 //!   that was read back and verified.
 //! * [`state`]: the applied records and the history (sled). A convenience: it saves replaying the
 //!   log at start and can always be rebuilt from the two above.
+//! * [`backup`]: the whole ledger with its history in one file, for `oast operator snapshot`.
 //! * [`members`]: who belongs to the group, replicated, kept beside the configuration.
 //! * [`identity`]: which farm, which member and which incarnation this data directory belongs to.
 //!
@@ -20,11 +21,15 @@
 //! Nothing here knows raft's rules beyond its record types; who writes when is decided in
 //! [`crate::consensus`]. Every implementation of a trait passes the one suite in `tests`.
 
+pub mod backup;
 pub mod disk;
+pub(crate) mod fault;
+mod framing;
 pub mod identity;
 pub mod log;
 pub mod members;
 pub mod snapshot;
+pub mod space;
 pub mod state;
 
 #[cfg(test)]

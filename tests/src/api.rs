@@ -122,7 +122,7 @@ impl Api {
 
 /// A ready stream of messages.
 fn tokio_stream<T: Send + 'static>(items: Vec<T>) -> impl tonic::IntoStreamingRequest<Message = T> {
-    tonic::codegen::tokio_stream::iter(items)
+    tokio_stream::iter(items)
 }
 
 /// A request with the deadline of a call.

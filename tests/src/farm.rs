@@ -63,6 +63,7 @@ pub struct Plan {
     workers: Vec<Vec<&'static str>>,
     cloud: bool,
     worker_extra: String,
+    member_extra: String,
     cache: Option<PathBuf>,
     tls: Option<String>,
     disks: Disks,
@@ -81,6 +82,7 @@ impl Plan {
             workers: Vec::new(),
             cloud: false,
             worker_extra: String::new(),
+            member_extra: String::new(),
             cache: None,
             tls: None,
             disks: Disks::Healthy,
@@ -129,6 +131,13 @@ impl Plan {
     #[must_use]
     pub fn worker_extra(mut self, toml: &str) -> Plan {
         self.worker_extra = toml.to_owned();
+        self
+    }
+
+    /// Lines for each member's configuration, outside of any table.
+    #[must_use]
+    pub fn member_extra(mut self, toml: &str) -> Plan {
+        self.member_extra = toml.to_owned();
         self
     }
 
@@ -832,11 +841,12 @@ impl Farm {
         };
         format!(
             "farm = \"test\"\n{who}listen = \"{}\"\ndata_dir = \"{}\"\nstore_dir = \"{}\"\n\
-             peer_token_file = \"{}\"\nlease_ttl = \"3s\"\nheartbeat = \"500ms\"\n{peers}{tls}",
+             peer_token_file = \"{}\"\nlease_ttl = \"3s\"\nheartbeat = \"500ms\"\n{}{peers}{tls}",
             self.ports.at(id - 1),
             self.path(&format!("member-{id}")),
             self.path("store"),
             self.path("tokens/peer"),
+            self.plan.member_extra,
         )
     }
 

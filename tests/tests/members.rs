@@ -1,14 +1,10 @@
 //! Members that cannot be trusted any more stop and say what to do; the others go on, and take a new
-//! one in. Nobody is brought down through the port.
+//! one in.
 
 use std::fs;
-use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use oast_proto::peer::v1::{Letterhead, RaftBatch};
 use oast_proto::v1::{ApplyResourceRequest, ListPeersRequest, ListResourcesRequest, Peer};
 use oast_tests::api::{Api, call};
 use oast_tests::farm::{Farm, Plan, START};
@@ -213,122 +209,5 @@ async fn a_member_that_lost_its_log_is_replaced_in_a_running_farm() -> Result<()
     // Its wiped predecessor is told that it has no place any more.
     farm.begin(&member).await?;
     farm.explain(stopped(&farm, &member, &["was removed from the group"]).await)?;
-    farm.finish().await
-}
-
-/// SplitMix64: the same bytes for the same seed.
-struct Noise(u64);
-
-impl Noise {
-    fn number(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn bytes(&mut self, length: usize) -> Vec<u8> {
-        (0..length)
-            .map(|_| self.number().to_le_bytes()[0])
-            .collect()
-    }
-}
-
-/// Sends bytes and looks at whatever comes back, as far as anything does.
-fn shout(address: &str, bytes: &[u8]) -> Result<()> {
-    let mut stream = TcpStream::connect(address)?;
-    stream.set_read_timeout(Some(Duration::from_millis(50)))?;
-    // A member that hangs up in the middle is within its rights.
-    let _ = stream.write_all(bytes);
-    let _ = stream.read(&mut [0; 1024]);
-    Ok(())
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_member_fed_garbage_on_its_port_stays_up() -> Result<()> {
-    const TEST: &str = "a_member_fed_garbage_on_its_port_stays_up";
-    let Some(oast) = need::oast(TEST) else {
-        return Ok(());
-    };
-    let farm = Plan::new(&oast).start().await?;
-    write(&farm, "before", 0).await?;
-    let seed = 0x0a57_0003;
-    println!("seed {seed}");
-    let mut noise = Noise(seed);
-    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-    for turn in 0..60 {
-        let address = farm.address(turn % 3 + 1);
-        let length = usize::try_from(noise.number() % 4096)?;
-        let mut bytes = noise.bytes(length);
-        match turn % 4 {
-            0 => {}
-            // Frames of noise after a good beginning.
-            1 => bytes.splice(..0, preface.iter().copied()).for_each(drop),
-            // A frame that announces 16 MiB.
-            2 => bytes = [&preface[..], &[0xff, 0xff, 0xff, 0, 0, 0, 0, 0, 1]].concat(),
-            _ => bytes
-                .splice(..0, *b"POST /oast.peer.v1.Peer/Deliver HTTP/1.1\r\n")
-                .for_each(drop),
-        }
-        shout(&address, &bytes)?;
-    }
-
-    // Until then nobody knows which data directory is which member.
-    let bound = until("the members are known", START, async || {
-        let peers = peers(&farm, 1).await?;
-        let all = peers.iter().all(|peer| peer.joined);
-        Ok(seen(
-            (all && peers.len() == 3).then_some(()),
-            format!("{peers:?}"),
-        ))
-    });
-    farm.explain(bound.await)?;
-    let letter = |from: u64, to: u64, cluster: &str, stamp: u64| Letterhead {
-        cluster_id: cluster.to_owned(),
-        from,
-        to,
-        stamp,
-        ..Letterhead::default()
-    };
-    let peer_token = farm.token("peer").to_owned();
-    for turn in 0..60_u64 {
-        let id = usize::try_from(turn % 3 + 1)?;
-        let (to, other) = (id as u64, turn % 3 + 2);
-        let length = usize::try_from(noise.number() % 512)?;
-        let messages = vec![noise.bytes(length).into()];
-        let (letter, messages) = match turn % 5 {
-            0 => (None, messages),
-            1 => (Some(letter(other, to, "another-farm", 1)), messages),
-            2 => (Some(letter(99, to, "test", noise.number())), messages),
-            3 => (
-                Some(letter(other % 3 + 1, to, "test", noise.number())),
-                Vec::new(),
-            ),
-            _ => (Some(letter(other, to + 1, "test", 1)), messages),
-        };
-        let batch = RaftBatch {
-            letter,
-            messages,
-            note: None,
-        };
-        // With the members' secret, and without.
-        for token in [Some(peer_token.as_str()), None] {
-            let mut peer = Api::new(&farm.address(id), token)?.peer();
-            let stream = tonic::codegen::tokio_stream::iter([batch.clone()]);
-            let answer = peer.deliver(call(stream)).await;
-            ensure!(
-                answer.is_err() || token.is_some(),
-                "nonsense was taken from a stranger: {answer:?}"
-            );
-        }
-    }
-
-    write(&farm, "after", 0).await?;
-    for id in 1..=3 {
-        shows(&farm, id, &["before", "after"]).await?;
-        let life = farm.life(&format!("member-{id}"));
-        ensure!(life.pid.is_some() && life.started == 1, "{life:?}");
-    }
     farm.finish().await
 }

@@ -4,6 +4,10 @@ use oast_daemon::exit::Exit;
 use oast_daemon::random;
 use oast_proto::v1;
 
+mod recover;
+mod snapshot;
+mod version;
+
 use super::block_on;
 use super::pki::{self, Pki};
 use super::worker_token::{self, WorkerToken};
@@ -37,6 +41,14 @@ enum Command {
     /// The farm's own authority and its certificates
     #[command(subcommand)]
     Pki(Pki),
+    /// The farm's whole ledger in a file, and a farm from such a file
+    #[command(subcommand)]
+    Snapshot(snapshot::Command),
+    /// After the majority of the members was lost for good: go on with one that is left (offline)
+    Recover(recover::Args),
+    /// What every member supports, and what the farm uses of it
+    #[command(subcommand)]
+    Version(version::Command),
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -87,6 +99,9 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
             Command::Token(Token::Revoke { name, yes }) => revoke(connect, name, *yes).await,
             Command::WorkerToken(command) => worker_token::run(command, connect, output).await,
             Command::Pki(command) => pki::run(command, output),
+            Command::Snapshot(command) => snapshot::run(command, connect, output).await,
+            Command::Recover(args) => recover::run(args, output),
+            Command::Version(command) => version::run(*command, connect, output).await,
         }
     })
 }

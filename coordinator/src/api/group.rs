@@ -165,6 +165,13 @@ fn peer(id: u64, status: &replica::Status) -> v1::Peer {
     }
 }
 
+/// Raft keeps ids in no order.
+fn sorted(ids: &[u64]) -> Vec<u64> {
+    let mut ids = ids.to_vec();
+    ids.sort_unstable();
+    ids
+}
+
 /// What this member knows of itself and the group.
 pub(super) fn status(status: &replica::Status) -> v1::RaftStatus {
     let learner = status.learners.contains(&status.member);
@@ -187,9 +194,9 @@ pub(super) fn status(status: &replica::Status) -> v1::RaftStatus {
         applied: status.applied,
         snapshot: status.snapshot,
         history_missing: status.history_missing,
-        voters: status.voters.clone(),
-        learners: status.learners.clone(),
-        outgoing: status.outgoing.clone(),
+        voters: sorted(&status.voters),
+        learners: sorted(&status.learners),
+        outgoing: sorted(&status.outgoing),
         changing: status.changing,
         skew_ms: status.skew_ms,
         barred: status.barred,

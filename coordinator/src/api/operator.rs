@@ -13,7 +13,7 @@ use tonic::{Code, Response, Status};
 use super::auth::{self, Caller, caller};
 use super::runs::optional_name;
 use super::sight::WorkerSight;
-use super::{Api, group, page, status};
+use super::{Answers, Api, group, page, status};
 use crate::consensus::change::Change;
 use crate::farm::Patience;
 
@@ -280,6 +280,31 @@ impl Operator for Api {
             team: None,
         };
         Ok(Response::new(self.identity(&admin)))
+    }
+
+    type SaveSnapshotStream = Answers<v1::SnapshotPart>;
+
+    async fn save_snapshot(
+        &self,
+        request: tonic::Request<v1::SaveSnapshotRequest>,
+    ) -> Result<Response<Answers<v1::SnapshotPart>>, Status> {
+        let caller = caller(&request)?;
+        self.snapshot(&caller, request.into_inner().stale).await
+    }
+
+    async fn get_version(
+        &self,
+        request: tonic::Request<v1::GetVersionRequest>,
+    ) -> Result<Response<v1::FarmVersion>, Status> {
+        self.version(&caller(&request)?).await
+    }
+
+    async fn hold_version(
+        &self,
+        request: tonic::Request<v1::HoldVersionRequest>,
+    ) -> Result<Response<v1::FarmVersion>, Status> {
+        let caller = caller(&request)?;
+        self.hold(&caller, request.into_inner()).await
     }
 }
 

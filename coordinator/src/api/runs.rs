@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use oast_model::ids::RunId;
+use oast_model::ids::{RunId, Seq};
 use oast_model::ledger::{Command, Request, RunPhase, RunRecord};
 use oast_model::principal::Verb;
 use oast_model::task::{Ending, TaskPhase};
@@ -160,6 +160,11 @@ impl Runs for Api {
         Ok(Response::new(self.stream(
             "watch-run",
             move |sender| async move {
+                if after_seq > 0 {
+                    let view = api.farm.read().await?;
+                    view.knows(Seq::from_u64(after_seq))
+                        .map_err(|foreign| status::foreign_position(&foreign))?;
+                }
                 let mut changes = api.farm.changes();
                 let mut sent = after_seq;
                 // What a resumed watch has seen already is not said again.

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use oast_daemon::telemetry::chain;
-use oast_model::ledger::Rejected;
+use oast_model::ledger::{ForeignPosition, Rejected};
 use oast_model::principal::Denied;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
@@ -26,12 +26,13 @@ const RETRY: Duration = Duration::from_secs(1);
 const RETRY_FULL: Duration = Duration::from_secs(60);
 
 /// Every reason there is, with its code.
-pub const REASONS: [(&str, Code); 39] = [
+pub const REASONS: [(&str, Code); 41] = [
     ("ADDRESS_TAKEN", Code::AlreadyExists),
     ("ANOTHER_EPOCH", Code::OutOfRange),
     ("BOOTSTRAP", Code::PermissionDenied),
     ("BRANCH_NOT_SEEN", Code::FailedPrecondition),
     ("CHANGE_PENDING", Code::FailedPrecondition),
+    ("CLUSTER_VERSION", Code::FailedPrecondition),
     ("COMPACTED", Code::OutOfRange),
     ("DEADLINE", Code::DeadlineExceeded),
     ("DENIED", Code::PermissionDenied),
@@ -39,6 +40,7 @@ pub const REASONS: [(&str, Code); 39] = [
     ("FORBIDDEN", Code::FailedPrecondition),
     ("FUTURE", Code::OutOfRange),
     ("HANDING_OVER", Code::Unavailable),
+    ("INCOMPLETE", Code::Unavailable),
     ("INTERNAL", Code::Internal),
     ("INVALID", Code::InvalidArgument),
     ("ISSUER_OVER", Code::FailedPrecondition),
@@ -149,6 +151,15 @@ pub fn internal(err: &(dyn std::error::Error + 'static)) -> Status {
     error(Code::Internal, "INTERNAL", message)
 }
 
+/// A watch resumes from where this farm never was.
+pub fn foreign_position(err: &ForeignPosition) -> Status {
+    let reason = match err {
+        ForeignPosition::AnotherEpoch { .. } => "ANOTHER_EPOCH",
+        ForeignPosition::NotYet { .. } => "FUTURE",
+    };
+    error(Code::OutOfRange, reason, err.to_string())
+}
+
 /// The ledger's refusal.
 pub fn rejected(rejected: &Rejected) -> Status {
     let (code, reason) = match rejected {
@@ -172,7 +183,9 @@ impl From<WriteError> for Status {
             WriteError::Late { .. } => error(Code::DeadlineExceeded, "DEADLINE", message),
             WriteError::Unknown => error(Code::Unknown, "OUTCOME_UNKNOWN", message),
             WriteError::Overloaded => error(Code::ResourceExhausted, "OVERLOADED", message),
+            WriteError::NoSpace => error(Code::ResourceExhausted, "NO_SPACE", message),
             WriteError::TooLarge(_) => error(Code::InvalidArgument, "TOO_LARGE", message),
+            WriteError::TooNew(_) => error(Code::FailedPrecondition, "CLUSTER_VERSION", message),
         }
     }
 }

@@ -40,7 +40,7 @@ use super::replica::{
 use super::roster::Roster;
 use super::transport::Transport;
 use crate::store::disk;
-use crate::store::log::{LogMeta, LogStore};
+use crate::store::log::{LogMeta, LogPosition, LogStore};
 use crate::store::snapshot::SnapshotFile;
 use crate::store::state::{StateRoot, StateStore};
 
@@ -164,10 +164,16 @@ pub fn open_with<M: Machine, L: LogStore, R: StateRoot>(
     let (queue, events) = sync_channel(options.queue);
     let shared = Arc::new(Shared {
         queue,
-        roster: Roster::new(identity, known, membership.address),
+        roster: Roster::new(
+            identity,
+            known,
+            membership.address,
+            options.supported_version,
+        ),
         published: ArcSwap::from_pointee(Published {
             view: replica.view(),
             mark: replica.mark(),
+            history: replica.state().history(),
         }),
         applied: watch::Sender::new(replica.mark().position.index),
         status: watch::Sender::new(replica.status()),
@@ -503,9 +509,11 @@ impl<M: Machine, L: LogStore, R: StateRoot> Driver<M, L, R> {
         let mark = self.replica.mark();
         if self.shared.published.load().mark != mark {
             let view = self.replica.view();
-            self.shared
-                .published
-                .store(Arc::new(Published { view, mark }));
+            self.shared.published.store(Arc::new(Published {
+                view,
+                mark,
+                history: self.replica.state().history(),
+            }));
             self.shared.applied.send_replace(mark.position.index);
         }
         let status = self.replica.status();
@@ -618,9 +626,20 @@ impl<M: Machine, L: LogStore, R: StateRoot> Driver<M, L, R> {
         }
     }
 
+    /// Removes snapshot files that the newest one of ours has outdone.
+    fn sweep_shelf(&self, ours: LogPosition) {
+        if let Err(error) = self.shared.shelf.sweep(ours) {
+            let error = chain(&error);
+            tracing::warn!(error, "Old snapshot files stay for now.");
+        }
+    }
+
     fn replace_history(&mut self) {
         let reader = self.replica.state().history_reader();
         self.shared.history.store(Arc::new(HistoryHolder(reader)));
+        if let Some(position) = self.replica.newest_snapshot() {
+            self.sweep_shelf(position);
+        }
         // A snapshot job may still flush the old state; then the next start removes it.
         if !self.replica.makes_snapshot()
             && let Err(error) = self.root.sweep(self.replica.state_dir())
@@ -636,11 +655,8 @@ impl<M: Machine, L: LogStore, R: StateRoot> Driver<M, L, R> {
         for done in self.inbox.take() {
             match done {
                 Done::Snapshot(file) => {
-                    if file.is_some()
-                        && let Err(error) = self.shared.shelf.sweep()
-                    {
-                        let error = chain(&error);
-                        tracing::warn!(error, "Old snapshot files stay for now.");
+                    if let Some(file) = &file {
+                        self.sweep_shelf(file.header.mark.position);
                     }
                     self.replica.snapshot_made(file.as_ref())?;
                 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, TrySendError};
 
 use arc_swap::ArcSwap;
-use raft::eraftpb::Message;
+use raft::eraftpb::{Message, MessageType};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::change::{Change, ChangeError, Changed};
@@ -14,7 +14,8 @@ use super::machine::{EncodedCommand, Machine};
 use super::replica::{Applied, Note, ProposeError, ReadError, Role, Status};
 use super::roster::{Letterhead, Roster, Stranger};
 use crate::store::snapshot::{Shelf, SnapshotError, SnapshotOffer};
-use crate::store::state::{HistoryReader, Mark, StateError};
+use crate::store::space::{Gauge, Space};
+use crate::store::state::{HistoryReader, HistoryTail, Mark, StateError};
 
 /// The state after an applied entry. What an acknowledged command did is visible in the view
 /// published at the time of the acknowledgement.
@@ -24,6 +25,8 @@ pub struct Published<V> {
     pub view: V,
     /// How far it was applied.
     pub mark: Mark,
+    /// End of the history that belongs to it.
+    pub history: HistoryTail,
 }
 
 pub(crate) type ProposeReply<M> =
@@ -104,6 +107,15 @@ pub(crate) struct Shared<M: Machine> {
     pub(crate) shelf: Shelf,
     pub(crate) history: ArcSwap<HistoryHolder>,
     pub(crate) counters: Arc<Counters>,
+}
+
+/// Whether taking this message would fill our disk.
+fn brings(message: &Message) -> bool {
+    match message.get_msg_type() {
+        MessageType::MsgAppend => !message.get_entries().is_empty(),
+        MessageType::MsgSnapshot => true,
+        _ => false,
+    }
 }
 
 /// A sized box for a reader, as [`ArcSwap`] wants it.
@@ -191,6 +203,10 @@ impl<M: Machine> Handle<M> {
         &self,
         command: EncodedCommand,
     ) -> Result<Applied<M::Answer>, ProposeError> {
+        if self.shared.roster.space() != Space::Room {
+            count(&self.shared.counters.proposals_refused, 1);
+            return Err(ProposeError::NoSpace);
+        }
         let (reply, answer) = oneshot::channel();
         let event = Event::Propose { command, reply };
         match self.shared.queue.try_send(event) {
@@ -214,10 +230,16 @@ impl<M: Machine> Handle<M> {
         commands: Vec<(u64, EncodedCommand)>,
         outcomes: &mpsc::Sender<Outcome<M>>,
     ) {
-        let many = Many {
+        let mut many = Many {
             commands,
             reply: outcomes.clone(),
         };
+        if self.shared.roster.space() != Space::Room {
+            let refused = many.commands.len() as u64;
+            count(&self.shared.counters.proposals_refused, refused);
+            many.refuse(ProposeError::NoSpace);
+            return;
+        }
         // With an error of another kind the commands are dropped, which tells each proposer.
         if let Err(TrySendError::Full(Event::ProposeMany(mut many))) =
             self.shared.queue.try_send(Event::ProposeMany(many))
@@ -271,6 +293,34 @@ impl<M: Machine> Handle<M> {
     #[must_use]
     pub fn letterhead(&self, to: u64) -> Letterhead {
         self.shared.roster.letterhead(to)
+    }
+
+    /// The highest cluster version that each member supports, as far as it was heard of.
+    #[must_use]
+    pub fn supported_versions(&self) -> BTreeMap<u64, u32> {
+        self.shared.roster.supported()
+    }
+
+    /// Whether this peer said last that it has room on its disk.
+    #[must_use]
+    pub fn has_room(&self, member: u64) -> bool {
+        self.shared.roster.has_room(member)
+    }
+
+    /// How much room we have ourselves.
+    #[must_use]
+    pub fn space(&self) -> Space {
+        self.shared.roster.space()
+    }
+
+    /// From now on this gauge decides what is taken.
+    pub fn watch_space(&self, gauge: Gauge) {
+        self.shared.roster.watch_space(gauge);
+    }
+
+    /// Stops this member for good: it must not go on, and `reason` says why.
+    pub fn halt(&self, reason: String) {
+        self.tell(Event::Halt(reason));
     }
 
     /// Counters.
@@ -350,9 +400,12 @@ impl<M: Machine> Handle<M> {
     /// [`ReceiveError`]; the connection is to be closed with it.
     pub fn receive(&self, letter: &Letterhead, messages: Vec<Message>) -> Result<(), ReceiveError> {
         self.admit(letter).map_err(ReceiveError::Stranger)?;
+        // On a full disk we follow no further: to the others that is a bad connection.
+        let full = self.shared.roster.space() == Space::Full;
         let messages: Vec<Message> = messages
             .into_iter()
             .filter(|message| message.from == letter.from)
+            .filter(|message| !(full && brings(message)))
             .collect();
         let count_of = messages.len() as u64;
         match self.shared.queue.try_send(Event::Receive(messages)) {

@@ -8,7 +8,9 @@ use std::ops::Deref;
 use bytes::Bytes;
 use oast_model::codec;
 use oast_model::ids::Seq;
-use oast_model::ledger::{Answer, Applied, Command, HistoryRecord, Ledger, Rejected, Request};
+use oast_model::ledger::{
+    Answer, Applied, Command, HistoryRecord, Ledger, Rejected, Request, VERSION,
+};
 use oast_model::names::{FleetName, TeamName};
 use oast_model::resource::ResourceKind;
 use oast_model::time::Timestamp;
@@ -25,6 +27,13 @@ use crate::feed::Feed;
 pub struct LedgerMachine {
     ledger: Ledger,
     feed: Feed,
+}
+
+impl LedgerMachine {
+    /// Goes on in a new epoch; see [`Ledger::begin_epoch`].
+    pub(crate) fn begin_epoch(&mut self, epoch: u64) {
+        self.ledger.begin_epoch(epoch);
+    }
 }
 
 /// The ledger at one position, shared with every reader, and what changed last.
@@ -116,6 +125,14 @@ impl Machine for LedgerMachine {
             let problem = format!("its body is of kind {}", request.command.kind());
             return Err(Undecodable { kind, problem });
         }
+        if let Command::RaiseVersion { to } = request.command
+            && to > VERSION
+        {
+            let problem = format!(
+                "it raises the cluster version to {to}, versions up to {VERSION} are known"
+            );
+            return Err(Undecodable { kind, problem });
+        }
         Ok(request)
     }
 
@@ -167,6 +184,9 @@ impl Machine for LedgerMachine {
         }
         if !any {
             ledger = Ledger::new();
+        } else if !ledger.has_farm() {
+            let problem = "the farm's own record is missing".to_owned();
+            return Err(LoadError { problem });
         }
         ledger.finish_loading();
         let feed = Feed::new(ledger.seq());

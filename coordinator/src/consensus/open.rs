@@ -27,7 +27,7 @@ use super::machine::{LoadError, Machine, View as _};
 use super::options::{Options, OptionsError};
 use super::replica::{Opened, Replica};
 use crate::store::disk::{self, DiskError};
-use crate::store::identity::{Identity, IdentityError};
+use crate::store::identity::{Identity, IdentityError, farm_of};
 use crate::store::log::engine::{EngineLog, EngineLogOptions};
 use crate::store::log::{self, LogError, LogMeta, LogPosition, LogStore, LogWrite};
 use crate::store::members::Members;
@@ -186,9 +186,17 @@ pub fn open_stores(
         });
     }
     let log = EngineLog::open(&log_directory, &options.log).map_err(OpenError::Log)?;
-    let found = written
-        .clone()
-        .or_else(|| log.meta().map(|meta| meta.identity.clone()));
+    // A forced recovery writes the log first, so where only the cluster differs the log is right.
+    let logged = log.meta().map(|meta| meta.identity.clone());
+    let recovered = |file: &Identity| {
+        logged.as_ref().is_some_and(|log| {
+            (log.member, log.stamp) == (file.member, file.stamp)
+                && farm_of(&log.cluster) == farm_of(&file.cluster)
+                && log.cluster != file.cluster
+        })
+    };
+    let written = written.filter(|file| !recovered(file));
+    let found = written.clone().or_else(|| logged.clone());
     let identity = match found {
         Some(identity) => identity,
         None => Identity {
@@ -249,20 +257,7 @@ pub fn begin<L: LogStore, R: StateRoot>(
         if meta.members.retired(member) && !meta.conf_state.voters_outgoing.contains(&member) {
             return Err(OpenError::Removed { member });
         }
-        if meta.members.next == 0 && !meta.conf_state.voters.is_empty() {
-            // Written before addresses were kept; all members have the same list.
-            let meta = LogMeta {
-                members: Members::founders(&membership.initial),
-                ..meta
-            };
-            let write = LogWrite {
-                meta: Some(meta),
-                sync: true,
-                ..LogWrite::default()
-            };
-            stores.log.write(write).map_err(OpenError::Log)?;
-        }
-        return Ok(());
+        return place_members(stores, meta, membership);
     }
     let begins = match membership.initial.is_empty() {
         true => NOTHING,
@@ -313,6 +308,39 @@ pub fn begin<L: LogStore, R: StateRoot>(
         .map_err(OpenError::Log)
 }
 
+/// Takes from the configuration where the other voters are, as long as the group has not said so: it
+/// was restored, or begun before addresses were kept.
+fn place_members<L: LogStore, R: StateRoot>(
+    stores: &mut Stores<L, R>,
+    meta: LogMeta,
+    membership: &Membership,
+) -> Result<(), OpenError> {
+    let mut members = match meta.members.next {
+        0 => Members::of_voters(meta.conf_state.voters.iter().copied()),
+        _ => meta.members.clone(),
+    };
+    members.place(&membership.initial);
+    let lost = members
+        .known
+        .iter()
+        .find(|(id, record)| record.address.is_empty() && **id != membership.member);
+    if lost.is_some() {
+        return Err(OpenError::Membership {
+            member: membership.member,
+            problem: "its configuration does not say where the other voters are; list every member under `peers`",
+        });
+    }
+    if members == meta.members {
+        return Ok(());
+    }
+    let write = LogWrite {
+        meta: Some(LogMeta { members, ..meta }),
+        sync: true,
+        ..LogWrite::default()
+    };
+    stores.log.write(write).map_err(OpenError::Log)
+}
+
 /// Makes a replica out of opened stores.
 ///
 /// # Errors
@@ -343,17 +371,8 @@ pub fn replica<M: Machine, L: LogStore, R: StateRoot>(
             ),
         });
     }
-    let newest = shelf.newest().map_err(OpenError::Snapshot)?;
-    let (state, machine) = match load_current::<M, _, _>(&log, &meta, root.as_ref())? {
-        Ok(loaded) => loaded,
-        Err(problem) => {
-            tracing::warn!(
-                problem,
-                "The state is rebuilt from a snapshot file and the log."
-            );
-            rebuild(&mut log, &meta, root.as_ref(), newest.as_ref())?
-        }
-    };
+    let newest = newest_fitting(&log, &shelf)?;
+    let (state, machine) = current(&mut log, root.as_ref(), newest.as_ref())?;
     let applied = state.mark().position;
     // sled flushes by itself and a new configuration is synced, the commit index is not always:
     // catch up.
@@ -372,12 +391,11 @@ pub fn replica<M: Machine, L: LogStore, R: StateRoot>(
         .meta()
         .map_or(String::new(), |meta| meta.state_dir.clone());
     root.sweep(&current).map_err(OpenError::State)?;
-    shelf.sweep().map_err(OpenError::Snapshot)?;
-
-    // A file below the truncation cannot be followed by our log.
-    let usable = newest.filter(|file| file.header.mark.position.index + 1 >= log.first_index());
-    let snapshot = usable.as_ref().map(|file| file.header.mark.position);
-    let offer = usable.map(|file| (file.offer(), file.header.conf_state));
+    let snapshot = newest.as_ref().map(|file| file.header.mark.position);
+    shelf
+        .sweep(snapshot.unwrap_or_default())
+        .map_err(OpenError::Snapshot)?;
+    let offer = newest.map(|file| (file.offer(), file.header.conf_state));
     let core = Core::new(
         identity.member,
         options,
@@ -397,6 +415,37 @@ pub fn replica<M: Machine, L: LogStore, R: StateRoot>(
         incarnation,
     };
     Ok(Replica::new(opened, options.clone(), counters))
+}
+
+/// The newest good snapshot file that our log can follow. One that was fetched from a peer but
+/// never became current is ahead of the log, and one below the truncation cannot be followed.
+pub(crate) fn newest_fitting<L: LogStore>(
+    log: &L,
+    shelf: &Shelf,
+) -> Result<Option<SnapshotFile>, OpenError> {
+    let fits = |position: LogPosition| matches!(log.term(position.index), Ok(Some(term)) if term == position.term);
+    shelf.newest(fits).map_err(OpenError::Snapshot)
+}
+
+/// The applied state, rebuilt from snapshot file and log when what is there cannot be trusted.
+pub(crate) fn current<M: Machine, L: LogStore, R: StateRoot>(
+    log: &mut L,
+    root: &R,
+    newest: Option<&SnapshotFile>,
+) -> Result<(R::Store, M), OpenError> {
+    let meta = log.meta().cloned().ok_or_else(|| OpenError::LogLost {
+        place: log.place().to_owned(),
+    })?;
+    match load_current::<M, _, _>(log, &meta, root)? {
+        Ok(loaded) => Ok(loaded),
+        Err(problem) => {
+            tracing::warn!(
+                problem,
+                "The state is rebuilt from a snapshot file and the log."
+            );
+            rebuild(log, &meta, root, newest)
+        }
+    }
 }
 
 /// The inner error says why the state must be rebuilt.
@@ -458,11 +507,7 @@ fn rebuild<M: Machine, L: LogStore, R: StateRoot>(
         problem,
     };
     let state_dir = next_name(&meta.state_dir);
-    let fits = |file: &&SnapshotFile| {
-        let position = file.header.mark.position;
-        matches!(log.term(position.index), Ok(Some(term)) if term == position.term)
-    };
-    let mut state = match newest.filter(fits) {
+    let mut state = match newest {
         Some(file) => restore(root, &state_dir, file)
             .map_err(|error| lost(format!("the state cannot be rebuilt ({})", chain(&error))))?,
         None if [GENESIS, NOTHING].contains(&meta.truncated) => root

@@ -54,6 +54,8 @@ pub struct Options {
     pub max_skew_ms: u64,
     /// Makes election timing repeatable. Members of one group share it.
     pub seed: u64,
+    /// Highest cluster version that this member supports and says so to its peers. Default 1.
+    pub supported_version: u32,
 }
 
 impl Default for Options {
@@ -81,6 +83,7 @@ impl Default for Options {
             change_timeout_ticks: 100,
             max_skew_ms: 500,
             seed: 0,
+            supported_version: 1,
         }
     }
 }

@@ -6,13 +6,14 @@
 //! the rest to know. What is learned is stored beside the log before it counts.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::store::identity::Identity;
 use crate::store::members::Members;
 
 /// Stamps that a member takes before it knows its group.
 const MAX_TOLD: usize = 256;
+use crate::store::space::{Gauge, Space};
 
 /// The covering letter of a batch of messages.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +30,10 @@ pub struct Letterhead {
     pub known: BTreeMap<u64, u64>,
     /// Where the sender wants to be reached; empty: as the group knows it.
     pub address: String,
+    /// Highest cluster version that the sender supports.
+    pub supported_version: u32,
+    /// The sender has too little room on its disk to lead.
+    pub low_on_space: bool,
 }
 
 /// Why a batch is not taken.
@@ -113,17 +118,41 @@ pub struct Roster {
     address: String,
     known: Mutex<BTreeMap<u64, u64>>,
     members: Mutex<Members>,
+    supported_version: u32,
+    space: OnceLock<Gauge>,
+    /// What each peer said last in this life of our process.
+    said: Mutex<BTreeMap<u64, Said>>,
+}
+
+/// What a member says about itself in every letter.
+#[derive(Clone, Copy, Debug)]
+struct Said {
+    supported_version: u32,
+    low_on_space: bool,
 }
 
 impl Roster {
     /// Starts from what is stored beside the log.
     #[must_use]
-    pub fn new(identity: Identity, known: BTreeMap<u64, u64>, address: String) -> Self {
+    pub fn new(
+        identity: Identity,
+        known: BTreeMap<u64, u64>,
+        address: String,
+        supported_version: u32,
+    ) -> Self {
+        let ours = Said {
+            supported_version,
+            low_on_space: false,
+        };
+        let said = BTreeMap::from([(identity.member, ours)]);
         Roster {
             identity,
             address,
             known: Mutex::new(known),
             members: Mutex::default(),
+            supported_version,
+            space: OnceLock::new(),
+            said: Mutex::new(said),
         }
     }
 
@@ -134,6 +163,39 @@ impl Roster {
 
     fn members(&self) -> MutexGuard<'_, Members> {
         self.members.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn said(&self) -> MutexGuard<'_, BTreeMap<u64, Said>> {
+        self.said.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The highest cluster version that each member supports, as it said last; members that were
+    /// not heard of since we started are absent.
+    #[must_use]
+    pub fn supported(&self) -> BTreeMap<u64, u32> {
+        let said = self.said();
+        said.iter()
+            .map(|(member, said)| (*member, said.supported_version))
+            .collect()
+    }
+
+    /// Whether this peer said last that it has room on its disk.
+    #[must_use]
+    pub fn has_room(&self, member: u64) -> bool {
+        self.said()
+            .get(&member)
+            .is_some_and(|said| !said.low_on_space)
+    }
+
+    /// From now on our letters say what this gauge shows.
+    pub(crate) fn watch_space(&self, gauge: Gauge) {
+        // One gauge for the life of the process.
+        let _ = self.space.set(gauge);
+    }
+
+    /// How much room we have ourselves.
+    pub(crate) fn space(&self) -> Space {
+        self.space.get().map(Gauge::space).unwrap_or_default()
     }
 
     fn known(&self) -> MutexGuard<'_, BTreeMap<u64, u64>> {
@@ -162,6 +224,8 @@ impl Roster {
             to,
             known,
             address: self.address.clone(),
+            supported_version: self.supported_version,
+            low_on_space: self.space() != Space::Room,
         }
     }
 
@@ -206,6 +270,13 @@ impl Roster {
             .is_some_and(|stamp| stamp != letter.stamp)
         {
             return Err(Stranger::Remade { from: letter.from });
+        }
+        let said = Said {
+            supported_version: letter.supported_version,
+            low_on_space: letter.low_on_space,
+        };
+        if letter.from != us.member {
+            self.said().insert(letter.from, said);
         }
         let speaks = !letter.address.is_empty();
         let introduce = match bound {

@@ -255,6 +255,8 @@ impl<T> Writes<T> {
 /// What a leader wrote together.
 #[derive(Debug)]
 pub struct Led {
+    /// What was not proposed at all.
+    refused: Vec<(usize, WriteError)>,
     count: usize,
     outcomes: mpsc::Receiver<Outcome<LedgerMachine>>,
 }
@@ -262,24 +264,39 @@ pub struct Led {
 impl Led {
     pub(super) fn propose<'a>(
         handle: &Handle<LedgerMachine>,
-        commands: impl IntoIterator<Item = &'a Command>,
+        commands: impl IntoIterator<Item = Result<&'a Command, WriteError>>,
     ) -> Led {
-        let encoded = commands.into_iter().map(|command| {
-            LedgerMachine::encode(&Request {
-                principal: Principal::farm(),
-                request_id: None,
-                command: command.clone(),
-            })
-        });
-        let commands: Vec<(u64, EncodedCommand)> = (0..).zip(encoded).collect();
-        let count = commands.len().max(1);
+        let mut refused = Vec::new();
+        let mut accepted = Vec::new();
+        for (place, command) in commands.into_iter().enumerate() {
+            match command {
+                Ok(command) => {
+                    let request = Request {
+                        principal: Principal::farm(),
+                        request_id: None,
+                        command: command.clone(),
+                    };
+                    accepted.push((place as u64, LedgerMachine::encode(&request)));
+                }
+                Err(error) => refused.push((place, error)),
+            }
+        }
+        let count = accepted.len().max(1);
         let (sender, outcomes) = mpsc::channel(count);
-        handle.propose_many(commands, &sender);
-        Led { count, outcomes }
+        handle.propose_many(accepted, &sender);
+        Led {
+            refused,
+            count,
+            outcomes,
+        }
     }
 
     /// Waits for what became of some, by their places; none when all have been told.
     pub async fn next(&mut self) -> Vec<(usize, Result<Written, WriteError>)> {
+        if !self.refused.is_empty() {
+            let refused = self.refused.drain(..);
+            return refused.map(|(place, error)| (place, Err(error))).collect();
+        }
         let mut outcomes = Vec::new();
         self.outcomes.recv_many(&mut outcomes, self.count).await;
         let told = |(place, outcome): Outcome<LedgerMachine>| {

@@ -4,6 +4,8 @@ use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
+use super::fault::point;
+
 /// Failed to work on a file.
 #[derive(Debug, thiserror::Error)]
 #[error("{action} {}", path.display())]
@@ -33,6 +35,7 @@ pub(crate) fn make_dir(path: &Path) -> Result<(), DiskError> {
         return Ok(());
     }
     fs::create_dir_all(path).map_err(at("make", path))?;
+    point("a directory was made");
     path.parent().map_or(Ok(()), sync_dir)
 }
 
@@ -84,14 +87,18 @@ pub(crate) fn read_text(path: &Path) -> Result<Option<String>, DiskError> {
 pub(crate) fn replace(path: &Path, content: &[u8]) -> Result<(), DiskError> {
     let temporary = path.with_extension("tmp");
     let mut file = File::create(&temporary).map_err(at("make", &temporary))?;
+    point("a file was begun");
     file.write_all(content).map_err(at("write", &temporary))?;
     file.sync_all().map_err(at("sync", &temporary))?;
+    point("a file was written");
     fs::rename(&temporary, path).map_err(at("rename into place", path))?;
+    point("a file was replaced");
     path.parent().map_or(Ok(()), sync_dir)
 }
 
 /// Removes a file or a whole directory if it is there.
 pub(crate) fn remove(path: &Path) -> Result<(), DiskError> {
+    point("something is removed");
     let gone = if path.is_dir() {
         fs::remove_dir_all(path)
     } else {

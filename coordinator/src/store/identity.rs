@@ -17,12 +17,63 @@ const FORMAT: &str = "oast-member 1";
 /// Identity of a data directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
-    /// Farm that the member belongs to.
+    /// Cluster that the member belongs to: the farm's name, and after a restore or a forced
+    /// recovery what [`ClusterId`] adds to it.
     pub cluster: String,
     /// Raft id, never 0.
     pub member: u64,
     /// Made once per directory.
     pub stamp: u64,
+}
+
+/// Id of a cluster that was restored or recovered by force: members of what the farm was before
+/// are refused by it, and refuse it.
+///
+/// Written as `farm.epoch.nonce`; the first cluster of a farm has the farm's name alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClusterId {
+    /// The farm's name, which has no dots.
+    pub farm: String,
+    /// The epoch that its numbers begin with.
+    pub epoch: u64,
+    /// Tells two restores of the same second apart.
+    pub nonce: u32,
+}
+
+/// A text that is no id of a restored cluster.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is no cluster id; one looks like demo.28123456.9f3a11c2")]
+pub struct ParseClusterIdError(String);
+
+impl std::fmt::Display for ClusterId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}.{}.{:08x}", self.farm, self.epoch, self.nonce)
+    }
+}
+
+impl std::str::FromStr for ClusterId {
+    type Err = ParseClusterIdError;
+
+    fn from_str(text: &str) -> Result<Self, ParseClusterIdError> {
+        let mut parts = text.split('.');
+        let (farm, epoch, nonce) = (parts.next(), parts.next(), parts.next());
+        let parsed = || {
+            Some(ClusterId {
+                farm: farm.filter(|farm| !farm.is_empty())?.to_owned(),
+                epoch: epoch?.parse().ok()?,
+                nonce: u32::from_str_radix(nonce?, 16).ok()?,
+            })
+        };
+        parsed()
+            .filter(|id| parts.next().is_none() && id.to_string() == text)
+            .ok_or_else(|| ParseClusterIdError(text.to_owned()))
+    }
+}
+
+/// The farm that a cluster belongs to.
+#[must_use]
+pub fn farm_of(cluster: &str) -> &str {
+    cluster.split('.').next().unwrap_or(cluster)
 }
 
 /// Failed to establish the identity of a data directory.
@@ -109,7 +160,8 @@ impl Identity {
         disk::replace(&directory.join(FILE), text.as_bytes()).map_err(IdentityError::Disk)
     }
 
-    /// Refuses a directory of another member or farm.
+    /// Refuses a directory of another member or farm. A bare farm name stands for whichever
+    /// cluster of that farm the directory belongs to.
     ///
     /// # Errors
     /// [`IdentityError::Foreign`].
@@ -119,7 +171,8 @@ impl Identity {
         cluster: &str,
         member: u64,
     ) -> Result<(), IdentityError> {
-        if self.cluster == cluster && self.member == member {
+        let ours = self.cluster == cluster || farm_of(&self.cluster) == cluster;
+        if ours && self.member == member {
             return Ok(());
         }
         Err(IdentityError::Foreign {
@@ -129,5 +182,40 @@ impl Identity {
             found_member: self.member,
             found_cluster: self.cluster.clone(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_of_a_restored_cluster_belongs_to_its_farm() {
+        let id: ClusterId = "demo.28123456.0f3a11c2".parse().unwrap();
+        assert_eq!((id.epoch, id.nonce), (28_123_456, 0x0f3a_11c2));
+        assert_eq!(id.to_string(), "demo.28123456.0f3a11c2");
+        let identity = Identity {
+            cluster: id.to_string(),
+            member: 1,
+            stamp: 7,
+        };
+        let place = Path::new("/d");
+        for good in ["demo", "demo.28123456.0f3a11c2"] {
+            identity.expect(place, good, 1).unwrap();
+        }
+        for bad in ["dem", "other", "demo.28123456.0f3a11c3"] {
+            assert!(identity.expect(place, bad, 1).is_err(), "{bad}");
+        }
+        assert!(identity.expect(place, "demo", 2).is_err());
+        for bad in [
+            "demo",
+            "demo.1",
+            "demo.x.1",
+            "demo.1.2",
+            ".1.0f3a11c2",
+            "demo.1.0f3a11c2.x",
+        ] {
+            assert!(bad.parse::<ClusterId>().is_err(), "{bad}");
+        }
     }
 }

@@ -91,6 +91,39 @@ impl Members {
         }
     }
 
+    /// The voters of a configuration that came without members: one that was restored, or written
+    /// before addresses were kept. Where they are is not known.
+    #[must_use]
+    pub fn of_voters(voters: impl IntoIterator<Item = u64>) -> Self {
+        let nowhere = |id| (id, String::new());
+        Members::founders(&voters.into_iter().map(nowhere).collect())
+    }
+
+    /// Takes the addresses that are not known from a list. Says whether anything changed.
+    pub fn place(&mut self, addresses: &BTreeMap<u64, String>) -> bool {
+        let mut placed = false;
+        for (id, record) in &mut self.known {
+            if let Some(address) = addresses.get(id)
+                && record.address.is_empty()
+            {
+                record.address.clone_from(address);
+                placed = true;
+            }
+        }
+        placed
+    }
+
+    /// What is left when one survivor goes on alone: all other ids are retired.
+    #[must_use]
+    pub fn survivor(&self, member: u64) -> Self {
+        let record = self.known.get(&member).cloned().unwrap_or_default();
+        Members {
+            next: self.next.max(member + 1),
+            known: BTreeMap::from([(member, record)]),
+            settled: VecDeque::new(),
+        }
+    }
+
     /// Whether this id was used and its member is gone.
     #[must_use]
     pub fn retired(&self, member: u64) -> bool {
@@ -229,6 +262,31 @@ mod tests {
         assert!(read.retired(3) && !read.retired(4) && !read.retired(5));
         assert_eq!(read.at("d:1"), Some(4));
         assert_eq!(read.settled("call").unwrap().members, [4]);
+    }
+
+    #[test]
+    fn a_survivor_keeps_its_address_and_retires_everybody_else() {
+        let addresses = [(1, "a:1"), (2, "b:1"), (3, "c:1")].map(|(id, at)| (id, at.to_owned()));
+        let members = Members::founders(&BTreeMap::from(addresses)).survivor(2);
+        assert_eq!((members.next, members.at("b:1")), (4, Some(2)));
+        assert!(members.retired(1) && members.retired(3) && !members.retired(2));
+        // Where nothing was known of members at all.
+        assert_eq!(Members::default().survivor(2).next, 3);
+    }
+
+    #[test]
+    fn voters_without_addresses_get_them_from_the_list_and_keep_those_they_have() {
+        let list = [(1, "a:1"), (2, "b:1"), (9, "z:1")].map(|(id, at)| (id, at.to_owned()));
+        let mut members = Members::of_voters([1, 2]);
+        assert!(members.place(&BTreeMap::from(list)));
+        assert_eq!((members.next, members.at("a:1")), (3, Some(1)));
+        assert_eq!(
+            members.at("z:1"),
+            None,
+            "it has no part in the configuration"
+        );
+        assert!(!members.place(&BTreeMap::from([(1, "other:1".to_owned())])));
+        assert_eq!(members.at("a:1"), Some(1));
     }
 
     #[test]

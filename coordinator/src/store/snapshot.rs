@@ -20,19 +20,19 @@ use protobuf::Message as _;
 use raft::eraftpb::ConfState;
 
 use super::disk::{self, DiskError};
+use super::fault::point;
+use super::framing::{
+    BUFFER, CHECKSUM_LEN, END, Hashing, cut, field, number, read_count, read_record, write_number,
+    write_record,
+};
 use super::log::LogPosition;
 use super::members::Members;
 use super::state::{HistoryTail, Mark, Record};
 
 const MAGIC: &[u8; 8] = b"OASTSNAP";
 const FORMAT: u32 = 1;
-const END_OF_RECORDS: u32 = u32::MAX;
-const CHECKSUM_LEN: u64 = 32;
 /// A header larger than this is damage, not configuration.
 const MAX_HEADER: u32 = 1 << 20;
-/// A key or value larger than this is damage.
-const MAX_FIELD: u32 = 256 << 20;
-const BUFFER: usize = 256 << 10;
 /// Files kept besides the newest, so that a peer can finish a fetch it has begun.
 const KEEP_OLDER: usize = 1;
 const SUFFIX: &str = "oast";
@@ -250,10 +250,11 @@ impl Shelf {
     ) -> Result<SnapshotFile, SnapshotError> {
         let path = self.path(header.mark.position);
         let temporary = path.with_extension("tmp");
-        let written = write_file(&temporary, &header, records);
-        written
-            .map_err(disk::at("write", &temporary))
-            .map_err(SnapshotError::Disk)?;
+        if let Err(error) = write_file(&temporary, &header, records) {
+            // Most likely the disk is full: half a file would keep it so.
+            let _ = disk::remove(&temporary);
+            return Err(SnapshotError::Disk(disk::at("write", &temporary)(error)));
+        }
         // Read back through the file system: this file is about to replace part of the log.
         let (header, length, checksum) = verify(&temporary)?;
         self.place(&temporary, &path)?;
@@ -289,18 +290,28 @@ impl Shelf {
     }
 
     fn place(&self, from: &Path, to: &Path) -> Result<(), SnapshotError> {
+        point("a snapshot file is verified");
         fs::rename(from, to)
             .map_err(disk::at("rename into place", to))
             .and_then(|()| disk::sync_dir(&self.directory))
-            .map_err(SnapshotError::Disk)
+            .map_err(SnapshotError::Disk)?;
+        point("a snapshot file is on the shelf");
+        Ok(())
     }
 
-    /// Newest file that verifies; damaged ones are passed over and reported.
+    /// Newest file that verifies, among those whose position `fits`; damaged ones are passed over
+    /// and reported.
     ///
     /// # Errors
     /// [`SnapshotError::Disk`] if the directory cannot be listed.
-    pub fn newest(&self) -> Result<Option<SnapshotFile>, SnapshotError> {
-        for path in self.list()?.into_iter().rev() {
+    pub fn newest(
+        &self,
+        fits: impl Fn(LogPosition) -> bool,
+    ) -> Result<Option<SnapshotFile>, SnapshotError> {
+        for (position, path) in self.list()?.into_iter().rev() {
+            if !fits(position) {
+                continue;
+            }
             match verify(&path) {
                 Ok((header, length, checksum)) => {
                     return Ok(Some(SnapshotFile {
@@ -322,15 +333,34 @@ impl Shelf {
         Ok(None)
     }
 
-    /// Removes files older than the newest few, and unfinished ones.
+    /// Removes what nobody needs. `ours` is the newest file that our log follows: it stays, with a
+    /// few older ones. Files ahead of it were fetched and did not become current yet; the newest
+    /// of them stays. Never counting those among ours is what keeps a rebuild possible after
+    /// any number of interrupted installs.
     ///
     /// # Errors
     /// [`SnapshotError::Disk`].
-    pub fn sweep(&self) -> Result<(), SnapshotError> {
-        let mut files = self.list()?;
-        files.truncate(files.len().saturating_sub(1 + KEEP_OLDER));
-        for path in files {
-            disk::remove(&path).map_err(SnapshotError::Disk)?;
+    pub fn sweep(&self, ours: LogPosition) -> Result<(), SnapshotError> {
+        let files = self.list()?;
+        let own = files.partition_point(|(position, _)| *position <= ours);
+        let (own, ahead) = files.split_at(own);
+        let old = &own[..own.len().saturating_sub(1 + KEEP_OLDER)];
+        let outdone = &ahead[..ahead.len().saturating_sub(1)];
+        for (_, path) in old.iter().chain(outdone) {
+            disk::remove(path).map_err(SnapshotError::Disk)?;
+        }
+        Ok(())
+    }
+
+    /// Removes every file but `kept`, for a log that follows no other.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Disk`].
+    pub fn keep_only(&self, kept: &SnapshotFile) -> Result<(), SnapshotError> {
+        for (_, path) in self.list()? {
+            if path != kept.path {
+                disk::remove(&path).map_err(SnapshotError::Disk)?;
+            }
         }
         Ok(())
     }
@@ -359,22 +389,29 @@ impl Shelf {
         Ok(Some(bytes))
     }
 
-    /// Final names, oldest first: the numbers in them are padded.
-    fn list(&self) -> Result<Vec<PathBuf>, SnapshotError> {
+    /// Files under their final names with the positions in these, oldest first.
+    fn list(&self) -> Result<Vec<(LogPosition, PathBuf)>, SnapshotError> {
         let listing = fs::read_dir(&self.directory)
             .map_err(disk::at("list", &self.directory))
             .map_err(SnapshotError::Disk)?;
-        let mut files: Vec<PathBuf> = listing
+        let mut files: Vec<(LogPosition, PathBuf)> = listing
             .flatten()
             .map(|entry| entry.path())
-            .filter(|path| {
-                path.extension()
-                    .is_some_and(|extension| extension == SUFFIX)
-            })
+            .filter_map(|path| Some((position_in(&path)?, path)))
             .collect();
         files.sort();
         Ok(files)
     }
+}
+
+fn position_in(path: &Path) -> Option<LogPosition> {
+    let name = path.file_name()?.to_str()?;
+    let name = name.strip_suffix(SUFFIX)?.strip_suffix('.')?;
+    let (index, term) = name.strip_prefix("snap-")?.split_once('-')?;
+    Some(LogPosition {
+        index: index.parse().ok()?,
+        term: term.parse().ok()?,
+    })
 }
 
 /// Reads the records of a verified file.
@@ -430,105 +467,34 @@ fn damaged(path: &Path, problem: impl Into<String>) -> SnapshotError {
     }
 }
 
-/// Hashes what passes through it.
-struct Hashing<T> {
-    inner: T,
-    hasher: blake3::Hasher,
-    count: u64,
-}
-
-impl<T> Hashing<T> {
-    fn new(inner: T) -> Self {
-        Hashing {
-            inner,
-            hasher: blake3::Hasher::new(),
-            count: 0,
-        }
-    }
-}
-
-impl<W: Write> Write for Hashing<W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.inner.write(bytes)?;
-        self.hasher.update(&bytes[..written]);
-        self.count += written as u64;
-        Ok(written)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.inner.flush()
-    }
-}
-
-impl<R: Read> Read for Hashing<R> {
-    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-        let read = self.inner.read(bytes)?;
-        self.hasher.update(&bytes[..read]);
-        self.count += read as u64;
-        Ok(read)
-    }
-}
-
 fn write_file(
     path: &Path,
     header: &SnapshotHeader,
     records: impl Iterator<Item = Record>,
 ) -> io::Result<()> {
-    let too_large = |_| io::Error::new(io::ErrorKind::InvalidInput, "a record is too large");
     let file = BufWriter::with_capacity(BUFFER, File::create(path)?);
     let mut out = Hashing::new(file);
     let header = header.encode();
     out.write_all(MAGIC)?;
     out.write_all(&FORMAT.to_le_bytes())?;
-    out.write_all(
-        &u32::try_from(header.len())
-            .map_err(too_large)?
-            .to_le_bytes(),
-    )?;
+    write_number(&mut out, header.len())?;
     out.write_all(&header)?;
     let mut count: u64 = 0;
-    for (key, value) in records {
-        for field in [&key, &value] {
-            out.write_all(&u32::try_from(field.len()).map_err(too_large)?.to_le_bytes())?;
-            out.write_all(field)?;
-        }
+    for record in records {
+        write_record(&mut out, &record)?;
         count += 1;
     }
-    out.write_all(&END_OF_RECORDS.to_le_bytes())?;
+    out.write_all(&END.to_le_bytes())?;
     out.write_all(&count.to_le_bytes())?;
-    let checksum = out.hasher.finalize();
-    let mut file = out.inner;
-    file.write_all(checksum.as_bytes())?;
+    let (mut file, checksum) = out.finish();
+    file.write_all(&checksum)?;
     let file = file.into_inner().map_err(io::IntoInnerError::into_error)?;
     file.sync_all()
 }
 
-fn number(reader: &mut impl Read) -> Result<u32, String> {
-    let mut bytes = [0; 4];
-    reader
-        .read_exact(&mut bytes)
-        .map_err(|_| "it ends too early".to_owned())?;
-    Ok(u32::from_le_bytes(bytes))
-}
-
-fn field(reader: &mut impl Read, length: u32, limit: u32) -> Result<Vec<u8>, String> {
-    if length > limit {
-        return Err(format!("a field claims {length} bytes"));
-    }
-    // Grown while reading, so that a damaged length does not allocate a quarter gigabyte.
-    let mut bytes = Vec::new();
-    let read = reader.take(u64::from(length)).read_to_end(&mut bytes);
-    match read {
-        Ok(read) if read == length as usize => Ok(bytes),
-        _ => Err("it ends too early".to_owned()),
-    }
-}
-
 fn read_header(reader: &mut impl Read) -> Result<SnapshotHeader, String> {
     let mut magic = [0; 8];
-    reader
-        .read_exact(&mut magic)
-        .map_err(|_| "it ends too early".to_owned())?;
+    reader.read_exact(&mut magic).map_err(|_| cut())?;
     if &magic != MAGIC {
         return Err("it is not a snapshot file".to_owned());
     }
@@ -542,16 +508,6 @@ fn read_header(reader: &mut impl Read) -> Result<SnapshotHeader, String> {
     SnapshotHeader::decode(&field(reader, length, MAX_HEADER)?)
 }
 
-fn read_record(reader: &mut impl Read) -> Result<Option<Record>, String> {
-    let length = number(reader)?;
-    if length == END_OF_RECORDS {
-        return Ok(None);
-    }
-    let key = field(reader, length, MAX_FIELD)?;
-    let length = number(reader)?;
-    Ok(Some((key, field(reader, length, MAX_FIELD)?)))
-}
-
 /// Reads a whole file and checks structure, count, length and checksum.
 fn verify(path: &Path) -> Result<(SnapshotHeader, u64, [u8; 32]), SnapshotError> {
     let file = File::open(path)
@@ -562,30 +518,28 @@ fn verify(path: &Path) -> Result<(SnapshotHeader, u64, [u8; 32]), SnapshotError>
         .map_err(disk::at("look at", path))
         .map_err(SnapshotError::Disk)?
         .len();
-    let mut reader = Hashing::new(BufReader::with_capacity(BUFFER, file));
-    let wrong = |problem: String| damaged(path, problem);
-    let header = read_header(&mut reader).map_err(wrong)?;
+    let (header, checksum) = check(BufReader::with_capacity(BUFFER, file), length)
+        .map_err(|problem| damaged(path, problem))?;
+    Ok((header, length, checksum))
+}
+
+/// [`verify`] for a stream that should have `length` bytes.
+pub(crate) fn check(input: impl Read, length: u64) -> Result<(SnapshotHeader, [u8; 32]), String> {
+    let mut reader = Hashing::new(input);
+    let header = read_header(&mut reader)?;
     let mut count: u64 = 0;
-    while read_record(&mut reader).map_err(wrong)?.is_some() {
+    while read_record(&mut reader)?.is_some() {
         count += 1;
     }
-    let mut claimed = [0; 8];
-    reader
-        .read_exact(&mut claimed)
-        .map_err(|_| damaged(path, "it ends too early"))?;
-    if u64::from_le_bytes(claimed) != count {
-        return Err(damaged(path, "records are missing"));
-    }
-    let expected = *reader.hasher.finalize().as_bytes();
-    if reader.count + CHECKSUM_LEN != length {
-        return Err(damaged(path, "its length does not fit its content"));
+    read_count(&mut reader, count)?;
+    let expected = reader.hash();
+    if reader.count() + CHECKSUM_LEN != length {
+        return Err("its length does not fit its content".to_owned());
     }
     let mut checksum = [0; 32];
-    reader
-        .read_exact(&mut checksum)
-        .map_err(|_| damaged(path, "it ends too early"))?;
+    reader.read_exact(&mut checksum).map_err(|_| cut())?;
     if checksum != expected {
-        return Err(damaged(path, "its checksum does not match its content"));
+        return Err("its checksum does not match its content".to_owned());
     }
-    Ok((header, length, checksum))
+    Ok((header, checksum))
 }

@@ -343,7 +343,7 @@ fn a_snapshot_file_with_any_damaged_byte_is_refused() {
     let content = vec![(b"k".to_vec(), b"v".to_vec()), (b"l".to_vec(), Vec::new())];
     let older = shelf.write(header(5), content.clone().into_iter()).unwrap();
     let newer = shelf.write(header(6), content.clone().into_iter()).unwrap();
-    assert_eq!(shelf.newest().unwrap(), Some(newer.clone()));
+    assert_eq!(shelf.newest(|_| true).unwrap(), Some(newer.clone()));
     let read: Vec<_> = records(&newer).unwrap().map(Result::unwrap).collect();
     assert_eq!(read, content);
 
@@ -352,14 +352,55 @@ fn a_snapshot_file_with_any_damaged_byte_is_refused() {
         let mut bad = good.clone();
         bad[place] ^= 1;
         std::fs::write(&newer.path, &bad).unwrap();
-        assert_eq!(shelf.newest().unwrap(), Some(older.clone()), "byte {place}");
+        assert_eq!(
+            shelf.newest(|_| true).unwrap(),
+            Some(older.clone()),
+            "byte {place}"
+        );
     }
     for length in 0..good.len() {
         std::fs::write(&newer.path, &good[..length]).unwrap();
         assert_eq!(
-            shelf.newest().unwrap(),
+            shelf.newest(|_| true).unwrap(),
             Some(older.clone()),
             "cut to {length}"
         );
     }
+}
+
+#[test]
+fn files_that_never_became_current_do_not_push_out_our_own() {
+    let directory = tempfile::tempdir().unwrap();
+    let shelf = Shelf::open(directory.path().to_owned()).unwrap();
+    let write = |index| {
+        let header = SnapshotHeader {
+            cluster: "c".to_owned(),
+            mark: mark(index),
+            conf_state: ConfState::default(),
+            members: Members::default(),
+            digest: [3; 32],
+            history: HistoryTail::default(),
+        };
+        shelf.write(header, std::iter::empty()).unwrap()
+    };
+    let left = || {
+        let mut left: Vec<_> = (0..100)
+            .filter(|index| shelf.newest(|p| p.index == *index).unwrap().is_some())
+            .collect();
+        left.sort_unstable();
+        left
+    };
+    for index in [3, 5, 7, 20, 30, 40] {
+        write(index);
+    }
+    shelf.sweep(mark(7).position).unwrap();
+    assert_eq!(left(), [5, 7, 40]);
+    shelf.sweep(mark(7).position).unwrap();
+    assert_eq!(left(), [5, 7, 40]);
+    // It became current: what came before it goes in its turn.
+    shelf.sweep(mark(40).position).unwrap();
+    assert_eq!(left(), [7, 40]);
+    let kept = write(41);
+    shelf.keep_only(&kept).unwrap();
+    assert_eq!(left(), [41]);
 }

@@ -170,6 +170,11 @@ catalogue! {
     RaftBarred = Gauge, "oast_raft_clock_barred", [],
         "1 on a member that does not lead because its clock is wrong, else 0.";
 
+    DiskFreeBytes = Gauge, "oast_disk_free_bytes", [],
+        "Bytes that the member may still write to the file system of its data directory.";
+    DiskNoSpace = Gauge, "oast_disk_no_space", [],
+        "1 while the member takes no writes because its disk has less room than the reserve, else 0.";
+
     RunsTotal = Counter, "oast_runs_total", ["outcome"],
         "Finished runs by outcome.";
     QueueDepth = Gauge, "oast_queue_depth", [],

@@ -90,11 +90,7 @@ impl<R: StateRoot> Fetcher<R> {
                 return Err(format!("only {length} of {} bytes came", offer.length));
             }
         }
-        let adopted = self.shelf.adopt(&path, offer).and_then(|file| {
-            self.shelf.sweep()?;
-            Ok(file)
-        });
-        let file = adopted.map_err(|error| {
+        let file = self.shelf.adopt(&path, offer).map_err(|error| {
             // The bytes are wrong, so going on from them cannot help.
             let _ = disk::remove(&path);
             chain(&error)

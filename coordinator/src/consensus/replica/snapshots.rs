@@ -210,6 +210,11 @@ impl<M: Machine, L: LogStore, R: StateRoot> Replica<M, L, R> {
         self.side.outputs.push(Output::TakeSnapshot(job));
     }
 
+    /// The newest snapshot file that our log follows.
+    pub fn newest_snapshot(&self) -> Option<LogPosition> {
+        self.snapshot.newest
+    }
+
     /// Whether a snapshot file is being made of the current state store.
     pub fn makes_snapshot(&self) -> bool {
         self.snapshot.making

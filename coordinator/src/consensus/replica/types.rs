@@ -49,6 +49,9 @@ pub enum ProposeError {
         /// Limit.
         limit: usize,
     },
+    /// Not applied; the leader keeps what it has.
+    #[error("the leader's disk has too little room; it takes no writes until there is more")]
+    NoSpace,
     /// This member is ending; unless it was refused at once, the outcome is unknown.
     #[error("this member is stopping")]
     Stopped,

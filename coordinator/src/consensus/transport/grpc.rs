@@ -53,6 +53,8 @@ fn letter_to_wire(letter: Letterhead) -> wire::Letterhead {
         stamp: letter.stamp,
         known_stamps: letter.known.into_iter().collect(),
         address: letter.address,
+        supported_version: letter.supported_version,
+        low_on_space: letter.low_on_space,
     }
 }
 
@@ -66,6 +68,8 @@ fn letter_from_wire(letter: Option<wire::Letterhead>) -> Letterhead {
         to: letter.to,
         known: letter.known_stamps.into_iter().collect::<BTreeMap<_, _>>(),
         address: letter.address,
+        supported_version: letter.supported_version.max(1),
+        low_on_space: letter.low_on_space,
     }
 }
 
@@ -94,7 +98,7 @@ fn note_from_wire(note: &wire::Note) -> Note {
     }
 }
 
-fn message_from_wire(bytes: &[u8]) -> Option<Message> {
+pub(crate) fn message_from_wire(bytes: &[u8]) -> Option<Message> {
     let mut message = Message::default();
     message.merge_from_bytes(bytes).ok()?;
     Some(message)
@@ -130,6 +134,7 @@ fn outcome_to_wire<M: Wire>(
             ProposeError::Unknown => refused(Reason::Unknown),
             ProposeError::Overloaded => refused(Reason::Overloaded),
             ProposeError::Stopped => refused(Reason::Stopped),
+            ProposeError::NoSpace => refused(Reason::NoSpace),
         }),
     };
     wire::ProposeResponse {
@@ -201,6 +206,7 @@ pub fn propose_outcome<M: Wire>(
                 bytes: usize::try_from(refused.bytes).unwrap_or(usize::MAX),
                 limit: usize::try_from(refused.limit).unwrap_or(usize::MAX),
             },
+            Reason::NoSpace => ProposeError::NoSpace,
             // The peer stopped, we did not.
             Reason::Stopped | Reason::Unknown | Reason::Unspecified => ProposeError::Unknown,
         }),

@@ -15,6 +15,7 @@ use protobuf::Message as _;
 use raft::eraftpb::{Entry, HardState};
 use raft_engine::{Command, Config, Engine, LogBatch, MessageExt, ReadableSize, RecoveryMode};
 
+use super::super::fault::point;
 use super::{LogError, LogMeta, LogStore, LogWrite};
 use crate::store::disk;
 
@@ -283,7 +284,9 @@ impl LogStore for EngineLog {
         if let Some(index) = truncate {
             batch.add_command(GROUP, Command::Compact { index: index + 1 });
         }
+        point("the log is to be written");
         self.engine.write(&mut batch, write.sync).map_err(failed)?;
+        point("the log was written");
 
         if write.reset {
             self.tail.clear();

@@ -19,6 +19,7 @@ use std::sync::Arc;
 use prost::Message as _;
 
 use super::super::disk;
+use super::super::fault::point;
 use super::super::log::LogPosition;
 use super::behind::{self, Behind};
 use super::life::{Life, Trust};
@@ -135,7 +136,9 @@ impl Place {
     }
 
     fn sync(&self) -> Result<(), StateError> {
+        point("a state is to be synced");
         self.db.flush().map_err(self.engine("flush"))?;
+        point("a state was flushed");
         disk::sync_tree(&self.path).map_err(StateError::Disk)
     }
 }
@@ -331,6 +334,7 @@ impl StateStore for TreeState {
         self.behind
             .write(entries)
             .map_err(self.place.engine("write"))?;
+        point("changes were written");
         self.mark = mark;
         self.digest = changes.digest;
         self.tail = tail;
@@ -369,6 +373,7 @@ impl StateStore for TreeState {
             .db
             .apply_batch(batch)
             .map_err(self.place.engine("write"))?;
+        point("history was filled");
         self.gap = left;
         Ok(())
     }
@@ -475,6 +480,7 @@ impl StateRoot for TreeRoot {
                 break;
             }
             place.db.apply_batch(batch).map_err(place.engine("write"))?;
+            point("records were written");
         }
         // The mark goes last: without it the store does not open.
         let gap = (history.last > 0).then_some(HistoryGap {
@@ -486,9 +492,12 @@ impl StateRoot for TreeRoot {
             batch.insert(KEY_GAP, gap_bytes(gap));
         }
         batch.insert(KEY_MARK, mark_bytes(mark, history, None));
+        point("the mark is missing");
         place.db.apply_batch(batch).map_err(place.engine("write"))?;
+        point("a state is not synced");
         place.sync()?;
         disk::sync_dir(&self.directory).map_err(StateError::Disk)?;
+        point("a state is made");
         Ok(TreeState {
             behind: place.behind()?,
             place,

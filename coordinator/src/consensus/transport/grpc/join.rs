@@ -13,6 +13,7 @@ use oast_proto::peer::v1::peer_client::PeerClient;
 
 use super::dial::dial;
 use super::links::{LinkOptions, limited};
+use crate::store::identity::farm_of;
 
 /// Pause before the same members are asked again.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -29,6 +30,15 @@ pub struct JoinError {
     problem: String,
 }
 
+/// Who we are to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seat {
+    /// Our id.
+    pub member: u64,
+    /// Cluster of the farm that has us.
+    pub cluster: String,
+}
+
 /// Asks `peers` in turn which member we are to be, until one knows. Endless on purpose: whoever
 /// starts a member may do so before its address is added.
 ///
@@ -39,7 +49,7 @@ pub async fn join(
     request: wire::JoinRequest,
     options: &LinkOptions,
     clock: &SharedClock,
-) -> Result<u64, JoinError> {
+) -> Result<Seat, JoinError> {
     let mut asked: u32 = 0;
     loop {
         let mut problem = String::new();
@@ -49,8 +59,8 @@ pub async fn join(
             let peer = queue[turn].clone();
             turn += 1;
             match ask(&peer, &request, options).await {
-                Ok(Outcome::Member(member)) => return Ok(member),
-                Ok(Outcome::Refused(refused)) if refused.retry => {
+                Ok(Answer::Seat(seat)) => return Ok(seat),
+                Ok(Answer::Refused(refused)) if refused.retry => {
                     if !refused.leader.is_empty() && !queue.contains(&refused.leader) {
                         queue.push(refused.leader);
                     }
@@ -58,7 +68,7 @@ pub async fn join(
                         problem = refused.problem;
                     }
                 }
-                Ok(Outcome::Refused(refused)) => {
+                Ok(Answer::Refused(refused)) => {
                     let problem = refused.problem;
                     return Err(JoinError { problem });
                 }
@@ -77,17 +87,34 @@ pub async fn join(
     }
 }
 
+enum Answer {
+    Seat(Seat),
+    Refused(wire::JoinRefused),
+}
+
 /// The error says why there is no answer.
 async fn ask(
     peer: &str,
     request: &wire::JoinRequest,
     options: &LinkOptions,
-) -> Result<Outcome, String> {
+) -> Result<Answer, String> {
     let channel = dial(peer, options).map_err(|error| crate::consensus::chain(&error))?;
     let mut client = PeerClient::new(channel);
     let answer = limited(ANSWER, client.join(request.clone())).await;
     let answer = answer.ok_or_else(|| format!("{peer} does not answer"))?;
     let answer = answer.map_err(|status| format!("{peer}: {}", status.message()))?;
-    let outcome = answer.into_inner().outcome;
-    outcome.ok_or_else(|| format!("{peer} answers nothing that is understood"))
+    let wire::JoinResponse {
+        cluster_id,
+        outcome,
+    } = answer.into_inner();
+    match outcome {
+        Some(Outcome::Refused(refused)) => Ok(Answer::Refused(refused)),
+        Some(Outcome::Member(member)) if farm_of(&cluster_id) == request.cluster_id => {
+            Ok(Answer::Seat(Seat {
+                member,
+                cluster: cluster_id,
+            }))
+        }
+        _ => Err(format!("{peer} answers nothing that is understood")),
+    }
 }

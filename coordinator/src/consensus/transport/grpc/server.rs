@@ -18,6 +18,7 @@ use crate::consensus::handle::{Handle, ReceiveError, ServeError};
 use crate::consensus::machine::EncodedCommand;
 use crate::consensus::replica::ProposeError;
 use crate::consensus::roster::Stranger;
+use crate::store::identity::farm_of;
 use crate::store::log::LogPosition;
 use crate::store::snapshot::SnapshotOffer;
 
@@ -210,7 +211,12 @@ impl<M: Wire> peer_server::Peer for PeerServer<M> {
     ) -> Result<Response<wire::JoinResponse>, Status> {
         let request = request.into_inner();
         let outcome = self.bind(request).await;
+        let cluster_id = match &outcome {
+            wire::join_response::Outcome::Member(_) => self.handle.cluster().to_owned(),
+            wire::join_response::Outcome::Refused(_) => String::new(),
+        };
         Ok(Response::new(wire::JoinResponse {
+            cluster_id,
             outcome: Some(outcome),
         }))
     }
@@ -230,10 +236,10 @@ impl<M: Wire> PeerServer<M> {
             address,
             stamp,
         } = request;
-        if cluster_id != self.handle.cluster() {
+        let farm = farm_of(self.handle.cluster());
+        if cluster_id != farm {
             let problem = format!(
-                "join farm {cluster_id}: this is farm {}; check `farm` and `join` in the configuration",
-                self.handle.cluster()
+                "join farm {cluster_id}: this is farm {farm}; check `farm` and `join` in the configuration"
             );
             return Outcome::Refused(refused(problem, false));
         }

@@ -1,0 +1,6 @@
+//! `cargo fuzz run answer`
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    let _ = oast_coordinator::decoders::answer(bytes);
+});
