@@ -19,6 +19,7 @@ use tonic::{Code, Response, Status};
 use super::auth::{Caller, caller};
 use super::filter::RolloutFilter;
 use super::forward::pass_on;
+use super::page::Page;
 use super::runs::{optional_name, other_answer, parse, reason, request_id};
 use super::{Answers, Api, Sender, convert, page, status};
 use crate::archive::{RolloutSummary, Wanted};
@@ -114,16 +115,15 @@ impl Fleets for Api {
         if let Some(team) = &filter.team {
             caller.may(Verb::View, Some(team))?;
         }
-        let of = page::filter(&("rollouts", &filter));
-        let before: Option<RolloutId> = page::read(&asked.page_token, of)?;
         let size = page::size(asked.page_size, page::PAGE, page::PAGE_MAX);
+        let page = Page::read(&("rollouts", &filter), &asked.page_token, size)?;
         let look = self.look(&caller).await?;
         let api = self.clone();
         let listed = self.blocking("list-rollouts", move || {
-            api.rollouts_of(&look.view, &filter, &caller, before, size)
+            api.rollouts_of(&look.view, &filter, &caller, &page)
                 .map(|(rollouts, next)| v1::ListRolloutsResponse {
                     rollouts,
-                    next_page_token: next.map_or_else(String::new, |last| page::token(&last, of)),
+                    next_page_token: page.next(next),
                     seq: look.view.seq().as_u64(),
                 })
         });
@@ -260,19 +260,18 @@ impl Api {
         view: &FarmView,
         filter: &RolloutFilter,
         caller: &Caller,
-        before: Option<RolloutId>,
-        size: usize,
+        page: &Page<RolloutId>,
     ) -> Result<(Vec<v1::Rollout>, Option<RolloutId>), Status> {
         let open = view.rollouts().iter().rev();
-        let open = open.filter(|(id, _)| before.is_none_or(|before| **id < before));
+        let open = open.filter(|(id, _)| page.last.is_none_or(|last| **id < last));
         let open = open.filter(|(_, open)| caller.sees(&open.team) && filter.wants_rollout(open));
-        let mut ids: BTreeSet<RolloutId> = open.map(|(id, _)| *id).take(size + 1).collect();
+        let mut ids: BTreeSet<RolloutId> = open.map(|(id, _)| *id).take(page.size + 1).collect();
         let wanted = Wanted {
             by: filter.by(),
-            before: before.map(|id| id.0),
+            before: page.last.map(|id| id.0),
             since: filter.since,
             until: filter.until,
-            limit: size + 1,
+            limit: page.size + 1,
         };
         let found = self.archive.list(&wanted, |ended: &RolloutSummary| {
             caller.sees(&ended.team) && filter.wants_summary(ended)
@@ -283,13 +282,13 @@ impl Api {
         ids.retain(|id| stopped.is_none_or(|stopped| *id >= stopped));
         let mut rollouts = Vec::new();
         let mut last = None;
-        for id in ids.iter().rev().take(size) {
+        for id in ids.iter().rev().take(page.size) {
             if let Some(record) = self.find_rollout(view, *id)? {
                 rollouts.push(convert::rollout(&record));
             }
             last = Some(*id);
         }
-        let next = if ids.len() > size { last } else { stopped };
+        let next = if ids.len() > page.size { last } else { stopped };
         Ok((rollouts, next))
     }
 

@@ -12,6 +12,7 @@ use serde::Deserialize;
 use tonic::{Code, Response, Status};
 
 use super::auth::{Caller, caller};
+use super::page::Page;
 use super::runs::{optional_name, parse};
 use super::{Answers, Api, convert, page, status};
 
@@ -42,9 +43,9 @@ impl Images for Api {
         if let Some(team) = &team {
             caller.may(Verb::View, Some(team))?;
         }
-        let of = page::filter(&("images", &asked.team, &asked.name));
-        let after: Option<ImageName> = page::read(&asked.page_token, of)?;
         let size = page::size(asked.page_size, page::PAGE, page::PAGE_MAX);
+        let of = ("images", &asked.team, &asked.name);
+        let page: Page<ImageName> = Page::read(&of, &asked.page_token, size)?;
         let most = page::size(asked.versions, VERSIONS, page::PAGE_MAX);
         let look = self.look(&caller).await?;
         let view = &look.view;
@@ -57,17 +58,15 @@ impl Images for Api {
             .images()
             .iter()
             .filter(|(name, image)| {
-                after.as_ref().is_none_or(|after| *name > after) && wanted(image)
+                page.last.as_ref().is_none_or(|last| *name > last) && wanted(image)
             })
             .map(|(_, image)| image)
             .take(size + 1)
             .collect();
         let more = images.len() > size;
         images.truncate(size);
-        let next_page_token = match images.last().filter(|_| more) {
-            Some(last) => page::token(&last.name, of),
-            None => String::new(),
-        };
+        let last = images.last().filter(|_| more);
+        let next_page_token = page.next(last.map(|last| last.name.clone()));
         let images = images.into_iter().map(|image| {
             let newest = match asked.before_version {
                 0 => image.newest,

@@ -11,6 +11,7 @@ use oast_proto::v1::operator_server::Operator;
 use tonic::{Code, Response, Status};
 
 use super::auth::{self, Caller, caller};
+use super::page::Page;
 use super::runs::optional_name;
 use super::sight::WorkerSight;
 use super::{Answers, Api, group, page, status};
@@ -93,9 +94,9 @@ impl Operator for Api {
             let mut leader = OperatorClient::new(leader);
             return leader.list_workers(self.pass_on(asked, &caller)?).await;
         }
-        let filter = page::filter(&(&asked.region, &asked.capability));
-        let after: Option<(u64, String)> = page::read(&asked.page_token, filter)?;
         let size = page::size(asked.page_size, WORKERS_PAGE, WORKERS_PAGE_MAX);
+        let of = ("workers", &asked.region, &asked.capability);
+        let page: Page<(u64, String)> = Page::read(&of, &asked.page_token, size)?;
         let view = self.look(&caller).await?;
         let mut seen = self.sight.workers();
         seen.retain(|seen| {
@@ -109,15 +110,12 @@ impl Operator for Api {
             (seen.connected_at.as_millis(), name)
         };
         seen.sort_by_key(|seen| std::cmp::Reverse(place(seen)));
-        if let Some(after) = after {
-            seen.retain(|seen| place(seen) < after);
+        if let Some(last) = &page.last {
+            seen.retain(|seen| place(seen) < *last);
         }
         let more = seen.len() > size;
         seen.truncate(size);
-        let next_page_token = match seen.last().filter(|_| more) {
-            Some(last) => page::token(&place(last), filter),
-            None => String::new(),
-        };
+        let next_page_token = page.next(seen.last().filter(|_| more).map(place));
         let workers = seen.into_iter().map(|seen| {
             let session = seen.session;
             let held = view.leases().iter().filter(|(_, lease)| {

@@ -21,10 +21,10 @@ pub(super) const PAGE_MAX: usize = 500;
 const TOKEN_MAX: usize = 512;
 
 /// Which list a token belongs to.
-pub(super) type Filter = [u8; 8];
+type Filter = [u8; 8];
 
 /// The filter of a list, from everything that restricts or orders it.
-pub(super) fn filter(of: &impl Serialize) -> Filter {
+fn filter(of: &impl Serialize) -> Filter {
     let digest = Digest::of(&codec::encode(of));
     let mut filter = [0; 8];
     filter.copy_from_slice(&digest.as_bytes()[..8]);
@@ -39,13 +39,36 @@ pub(super) fn size(asked: u32, usual: usize, most: usize) -> usize {
     }
 }
 
+/// The part of a list that was asked for.
+pub(super) struct Page<T> {
+    of: Filter,
+    /// The last item of the page before; none for the first page.
+    pub(super) last: Option<T>,
+    /// Most items.
+    pub(super) size: usize,
+}
+
+impl<T: Serialize + DeserializeOwned> Page<T> {
+    /// Of the list that `of` tells from every other: its name and everything that restricts it.
+    pub(super) fn read(of: &impl Serialize, token: &str, size: usize) -> Result<Self, Status> {
+        let of = filter(of);
+        let last = read(token, of)?;
+        Ok(Page { of, last, size })
+    }
+
+    /// The token for the page after this one, which ends with `last`; empty without one.
+    pub(super) fn next(&self, last: Option<T>) -> String {
+        last.map_or_else(String::new, |last| token(&last, self.of))
+    }
+}
+
 /// A token for what comes after `last`.
-pub(super) fn token(last: &impl Serialize, filter: Filter) -> String {
+fn token(last: &impl Serialize, filter: Filter) -> String {
     URL_SAFE_NO_PAD.encode(codec::encode(&(filter, last)))
 }
 
 /// The position in a token; none for the beginning.
-pub(super) fn read<T: DeserializeOwned>(token: &str, filter: Filter) -> Result<Option<T>, Status> {
+fn read<T: DeserializeOwned>(token: &str, filter: Filter) -> Result<Option<T>, Status> {
     if token.is_empty() {
         return Ok(None);
     }

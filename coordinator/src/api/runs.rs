@@ -15,6 +15,7 @@ use tonic::{Code, Response, Status, Streaming};
 use super::auth::{Caller, caller};
 use super::convert::Scheduler;
 use super::filter::RunFilter;
+use super::page::Page;
 use super::{Answers, Api, convert, page, status};
 use crate::archive::{RunSummary, Wanted};
 use crate::farm::{FarmView, Patience, Written};
@@ -84,16 +85,15 @@ impl Runs for Api {
         if let Some(team) = &filter.team {
             caller.may(Verb::View, Some(team))?;
         }
-        let of = page::filter(&("runs", &filter));
-        let before: Option<RunId> = page::read(&asked.page_token, of)?;
         let size = page::size(asked.page_size, page::PAGE, page::PAGE_MAX);
+        let page = Page::read(&("runs", &filter), &asked.page_token, size)?;
         let look = self.look(&caller).await?;
         let api = self.clone();
         let listed = self.blocking("list-runs", move || {
-            api.runs_of(&look.view, &filter, &caller, before, size)
+            api.runs_of(&look.view, &filter, &caller, &page)
                 .map(|(runs, next)| v1::ListRunsResponse {
                     runs,
-                    next_page_token: next.map_or_else(String::new, |last| page::token(&last, of)),
+                    next_page_token: page.next(next),
                     seq: look.view.seq().as_u64(),
                 })
         });
@@ -251,24 +251,23 @@ impl Api {
         view: &FarmView,
         filter: &RunFilter,
         caller: &Caller,
-        before: Option<RunId>,
-        size: usize,
+        page: &Page<RunId>,
     ) -> Result<(Vec<v1::Run>, Option<RunId>), Status> {
         let open = view.runs().iter().rev();
-        let open = open.filter(|(id, _)| before.is_none_or(|before| **id < before));
+        let open = open.filter(|(id, _)| page.last.is_none_or(|last| **id < last));
         // Times never fall from id to id.
         let open = open.take_while(|(_, run)| filter.since.is_none_or(|t| run.started_at >= t));
         let open = open.filter(|(_, run)| caller.sees(&run.team) && filter.wants_run(run));
         // One more than shown tells whether there is a next page.
-        let mut ids: BTreeSet<RunId> = open.map(|(id, _)| *id).take(size + 1).collect();
+        let mut ids: BTreeSet<RunId> = open.map(|(id, _)| *id).take(page.size + 1).collect();
         let mut stopped = None;
         if filter.may_have_ended() {
             let wanted = Wanted {
                 by: filter.by(),
-                before: before.map(|id| id.0),
+                before: page.last.map(|id| id.0),
                 since: filter.since,
                 until: filter.until,
-                limit: size + 1,
+                limit: page.size + 1,
             };
             let found = self.archive.list(&wanted, |run: &RunSummary| {
                 caller.sees(&run.team) && filter.wants_summary(run)
@@ -280,14 +279,14 @@ impl Api {
         }
         let mut runs = Vec::new();
         let mut last = None;
-        for id in ids.iter().rev().take(size) {
+        for id in ids.iter().rev().take(page.size) {
             if let Some(mut record) = self.find_run(view, *id)? {
                 record.tasks.clear();
                 runs.push(convert::run(&record, None));
             }
             last = Some(*id);
         }
-        let next = if ids.len() > size { last } else { stopped };
+        let next = if ids.len() > page.size { last } else { stopped };
         Ok((runs, next))
     }
 
