@@ -13,23 +13,13 @@
  * written since. Files of the folder must not be mapped for writing, and one process uses it.
  */
 #define _GNU_SOURCE
-#include <dirent.h>
-#include <dlfcn.h>
-#include <errno.h>
-#include <fcntl.h>
-#include <limits.h>
-#include <pthread.h>
-#include <stdarg.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <sys/syscall.h>
-#include <sys/uio.h>
-#include <unistd.h>
+#include "open.h"
 
-#define REAL(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
+#include <dirent.h>
+#include <pthread.h>
+#include <sys/mman.h>
+#include <sys/uio.h>
+
 /* Files that one process may touch. */
 #define FILES (1 << 16)
 
@@ -350,6 +340,13 @@ static void ours(int fd)
     pthread_mutex_unlock(&table);
 }
 
+static int may_open(const char *path, int flags)
+{
+    (void)path;
+    (void)flags;
+    return 1;
+}
+
 static int opened(int fd, int flags)
 {
     int number = errno;
@@ -361,33 +358,6 @@ static int opened(int fd, int flags)
     errno = number;
     return fd;
 }
-
-#define OPEN(name)                                                          \
-    int name(const char *path, int flags, ...)                              \
-    {                                                                       \
-        va_list rest;                                                       \
-        mode_t mode;                                                        \
-        va_start(rest, flags);                                              \
-        mode = flags & (O_CREAT | O_TMPFILE) ? va_arg(rest, mode_t) : 0;    \
-        va_end(rest);                                                       \
-        return opened(REAL(name)(path, flags, mode), flags);                \
-    }
-
-#define OPENAT(name)                                                        \
-    int name(int dir, const char *path, int flags, ...)                     \
-    {                                                                       \
-        va_list rest;                                                       \
-        mode_t mode;                                                        \
-        va_start(rest, flags);                                              \
-        mode = flags & (O_CREAT | O_TMPFILE) ? va_arg(rest, mode_t) : 0;    \
-        va_end(rest);                                                       \
-        return opened(REAL(name)(dir, path, flags, mode), flags);           \
-    }
-
-OPEN(open)
-OPEN(open64)
-OPENAT(openat)
-OPENAT(openat64)
 
 /* A file that loses its name stays, so that its number is not used again. */
 static void keep(int dir, const char *path)

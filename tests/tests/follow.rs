@@ -8,7 +8,7 @@ use std::process::{Child, Stdio};
 use anyhow::{Context, Result, ensure};
 use oast_proto::v1::{CancelRunRequest, ListRunsRequest, SubmitRunRequest, WatchRequest};
 use oast_tests::api::call;
-use oast_tests::farm::{Farm, Plan, START};
+use oast_tests::farm::{Farm, Plan, START, TERM};
 use oast_tests::need;
 use oast_tests::wait::{seen, until};
 use serde_json::Value;
@@ -16,8 +16,6 @@ use tonic::Code;
 
 const TEAM: &str = "apiVersion: oast/v1\nkind: Team\nname: demo\nspec: {}\n";
 const PIPELINE: &str = "apiVersion: oast/v1\nname: web\nteam: demo\nbake:\n  from: debian-12\n  steps:\n    - run: \"true\"\npublish: { image: web, channel: candidate }\n";
-/// SIGTERM.
-const TERM: i32 = 15;
 /// Runs between two kills.
 const RUNS: usize = 10;
 

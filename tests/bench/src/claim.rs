@@ -15,7 +15,6 @@ use oast_model::task::{Assignment, Outcome, Report};
 use oast_proto::worker::v1 as wire;
 use oast_proto::worker::v1::from_worker::Message as Up;
 use oast_proto::worker::v1::to_worker::Message as Down;
-use oast_proto::worker::v1::workers_client::WorkersClient;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
@@ -24,11 +23,14 @@ use tonic::transport::Endpoint;
 
 use crate::load::Figure;
 use crate::peer::etcd::wire as etcd;
+use crate::session::{Player, Session};
 
 /// Tasks that the bench's worker holds side by side; the farm's own limit for one worker.
 const SLOTS: u32 = 256;
 /// Messages on the way to the farm.
 const OUTBOX: usize = 1024;
+/// Between two signs of life.
+const HEARTBEAT: Duration = Duration::from_millis(200);
 /// How long the last pieces of work may take to be claimed.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -126,43 +128,18 @@ pub async fn worker(address: &str) -> Result<()> {
     let channel = Endpoint::from_shared(format!("http://{address}"))?
         .connect()
         .await?;
-    let (up, outbox) = mpsc::channel(OUTBOX);
-    let mut request = tonic::Request::new(ReceiverStream::new(outbox));
-    let bearer = format!("Bearer {token}").parse()?;
-    request.metadata_mut().insert("authorization", bearer);
-    say(
-        &up,
-        Up::Hello(wire::Hello {
-            name: "bench".into(),
-            incarnation: u64::try_from(stamp())?,
-            arch: "x86_64".into(),
-            capabilities: vec!["source".into()],
-            slots: SLOTS,
-            version: env!("CARGO_PKG_VERSION").into(),
-            ..wire::Hello::default()
-        }),
-    )
-    .await?;
-    let mut down = WorkersClient::new(channel)
-        .session(request)
-        .await?
-        .into_inner();
+    let player = Player {
+        name: "bench".into(),
+        incarnation: u64::try_from(stamp())?,
+        slots: SLOTS,
+        heartbeat: HEARTBEAT,
+        outbox: OUTBOX,
+    };
+    let mut session = Session::begin(channel, &token, player).await?;
     let mut stdout = std::io::stdout().lock();
     let mut numbers = 0;
-    let mut beats = 0;
-    let mut beat = tokio::time::interval(Duration::from_millis(200));
     loop {
-        let message = tokio::select! {
-            message = down.message() => message?.context("the farm ended the session")?,
-            _ = beat.tick() => {
-                beats += 1;
-                // Nothing is held longer than it takes to report its end.
-                let heartbeat = wire::Heartbeat { number: beats, ..wire::Heartbeat::default() };
-                say(&up, Up::Heartbeat(heartbeat)).await?;
-                continue;
-            }
-        };
-        match message.message {
+        match session.next().await? {
             Some(Down::Welcome(_)) => {
                 writeln!(stdout, "ready")?;
                 stdout.flush()?;
@@ -184,20 +161,13 @@ pub async fn worker(address: &str) -> Result<()> {
                         token: begin.token,
                         body: codec::encode(&Report::Finished(outcome)).into(),
                     };
-                    say(&up, Up::Report(report)).await?;
+                    session.say(Up::Report(report)).await?;
                 }
                 stdout.flush()?;
             }
             _ => {}
         }
     }
-}
-
-async fn say(up: &mpsc::Sender<wire::FromWorker>, message: Up) -> Result<()> {
-    let message = wire::FromWorker {
-        message: Some(message),
-    };
-    up.send(message).await.context("the session is over")
 }
 
 /// `oast-bench claimer ADDRESS`: watches etcd's queue and claims each key by a transaction.

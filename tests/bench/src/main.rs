@@ -16,6 +16,7 @@ mod claim;
 mod load;
 mod peer;
 mod scale;
+mod session;
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -14,18 +14,16 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use oast_proto::v1::ListFleetsRequest;
-use oast_proto::worker::v1 as wire;
-use oast_proto::worker::v1::from_worker::Message as Up;
-use oast_proto::worker::v1::workers_client::WorkersClient;
+use oast_proto::worker::v1::to_worker::Message as Down;
 use oast_tests::api::call;
 use oast_tests::http;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::load::steady;
 use crate::peer::oast::Oast;
+use crate::session::{Player, Session};
 
 /// Tasks that are open: each run has one.
 const RUNS: u64 = 100_000;
@@ -34,6 +32,8 @@ const WORKERS: usize = 2_000;
 const SESSIONS: usize = 100;
 /// Between two signs of life of a worker; the farm's default.
 const HEARTBEAT: Duration = Duration::from_secs(2);
+/// Messages of a worker on the way to the farm.
+const OUTBOX: usize = 8;
 /// Submissions a second while the snapshot is waited for.
 const RATE: u32 = 400;
 /// A snapshot is made every 10,000 log entries, so by then there was one.
@@ -112,45 +112,17 @@ async fn session(
     number: usize,
     ready: mpsc::Sender<()>,
 ) -> Result<()> {
-    let (up, outbox) = mpsc::channel(8);
-    let mut request = tonic::Request::new(ReceiverStream::new(outbox));
-    let bearer = format!("Bearer {token}").parse()?;
-    request.metadata_mut().insert("authorization", bearer);
-    let say = |message| wire::FromWorker {
-        message: Some(message),
-    };
-    up.send(say(Up::Hello(wire::Hello {
+    let player = Player {
         name: format!("scale-{number}"),
         incarnation: 1,
-        arch: "x86_64".into(),
-        capabilities: vec!["source".into()],
         slots: 1,
-        version: env!("CARGO_PKG_VERSION").into(),
-        ..wire::Hello::default()
-    })))
-    .await?;
-    let mut down = WorkersClient::new(channel)
-        .session(request)
-        .await?
-        .into_inner();
-    let mut beats = 0;
-    let mut beat = tokio::time::interval(HEARTBEAT);
-    let mut held = Vec::new();
+        heartbeat: HEARTBEAT,
+        outbox: OUTBOX,
+    };
+    let mut session = Session::begin(channel, &token, player).await?;
     loop {
-        tokio::select! {
-            message = down.message() => {
-                use wire::to_worker::Message::{Assignments, Welcome};
-                match message?.context("the farm ended the session")?.message {
-                    Some(Welcome(_)) => ready.send(()).await?,
-                    Some(Assignments(told)) => held.extend(told.begin.into_iter().map(|a| a.token)),
-                    _ => {}
-                }
-            }
-            _ = beat.tick() => {
-                beats += 1;
-                let beat = wire::Heartbeat { number: beats, ..wire::Heartbeat::default() };
-                up.send(say(Up::Heartbeat(beat))).await?;
-            }
+        if let Some(Down::Welcome(_)) = session.next().await? {
+            ready.send(()).await?;
         }
     }
 }
