@@ -18,8 +18,10 @@ use oast_model::ledger::{RolloutRecord, RunRecord};
 use oast_model::time::Timestamp;
 use serde::de::DeserializeOwned;
 
+use crate::consensus::chain;
 use crate::consensus::handle::Handle;
 use crate::consensus::ledger::{Archived, LedgerMachine};
+use crate::store::disk::DiskError;
 use crate::store::state::{StateError, is_tombstone};
 use index::Index;
 pub use index::{By, RolloutSummary, RunSummary, Summary};
@@ -60,6 +62,9 @@ pub enum ArchiveError {
     /// The index's storage.
     #[error("use the index of finished runs")]
     Index(#[source] sled::Error),
+    /// The index's folder.
+    #[error("make the index of finished runs")]
+    Folder(#[source] DiskError),
     /// A record of a newer binary, or a damaged one.
     #[error("read record {number} of the history")]
     Record {
@@ -103,9 +108,9 @@ impl Archive {
     /// was not indexed before.
     ///
     /// # Errors
-    /// [`ArchiveError::Index`].
+    /// [`ArchiveError`].
     pub fn open(handle: Handle<LedgerMachine>, folder: &Path) -> Result<Archive, ArchiveError> {
-        let index = Index::open(folder).map_err(ArchiveError::Index)?;
+        let index = Index::open(folder)?;
         let archive = Archive {
             handle,
             index: Arc::new(index),
@@ -142,6 +147,22 @@ impl Archive {
     /// # Errors
     /// [`ArchiveError`].
     pub fn refresh(&self) -> Result<(), ArchiveError> {
+        self.kept(self.catch_up())
+    }
+
+    /// After a failed write sled takes and gives nothing more, in this life of the process. The member
+    /// stops, as after every failed write; the next start finds an index that it can use, or makes one.
+    fn kept<T>(&self, result: Result<T, ArchiveError>) -> Result<T, ArchiveError> {
+        if let Err(error @ ArchiveError::Index(_)) = &result {
+            self.handle.halt(format!(
+                "{}. Check the disk and make room, then start the member again",
+                chain(error)
+            ));
+        }
+        result
+    }
+
+    fn catch_up(&self) -> Result<(), ArchiveError> {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let epoch = self.handle.view().view.seq().epoch();
         if epoch > seen.epoch {
@@ -193,7 +214,7 @@ impl Archive {
     /// [`ArchiveError`].
     pub fn summary<S: Summary>(&self, id: Seq) -> Result<Option<S>, ArchiveError> {
         self.refresh()?;
-        self.index.summary(id)
+        self.kept(self.index.summary(id))
     }
 
     /// Finished things that are wanted and of which `keep` says yes. Looks at [`SCAN_MAX`]
@@ -207,6 +228,14 @@ impl Archive {
         keep: impl Fn(&S) -> bool,
     ) -> Result<Found, ArchiveError> {
         self.refresh()?;
+        self.kept(self.look(wanted, keep))
+    }
+
+    fn look<S: Summary>(
+        &self,
+        wanted: &Wanted,
+        keep: impl Fn(&S) -> bool,
+    ) -> Result<Found, ArchiveError> {
         let mut found = Found::default();
         let before = match (wanted.before, wanted.until) {
             (before, None) => before,
@@ -260,7 +289,7 @@ impl Archive {
         if is_tombstone(record) {
             // It was pruned since it was indexed.
             let forgotten = self.index.forget(id, &summary);
-            forgotten.map_err(ArchiveError::Index)?;
+            self.kept(forgotten.map_err(ArchiveError::Index))?;
             return Ok(None);
         }
         let archived: Archived = codec::decode(record).map_err(bad)?;

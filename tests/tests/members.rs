@@ -5,12 +5,17 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use oast_proto::v1::{ApplyResourceRequest, ListPeersRequest, ListResourcesRequest, Peer};
+use oast_proto::v1::{
+    ApplyResourceRequest, CancelRunRequest, ListPeersRequest, ListResourcesRequest,
+    ListRunsRequest, Peer, SubmitRunRequest,
+};
 use oast_tests::api::{Api, call};
-use oast_tests::farm::{Farm, Plan, START};
-use oast_tests::faults::{EIO, EROFS, Fault};
+use oast_tests::farm::{Farm, Plan, START, TERM};
+use oast_tests::faults::{EIO, ENOSPC, EROFS, Fault};
 use oast_tests::need;
 use oast_tests::wait::{seen, until};
+
+const PIPELINE: &str = "apiVersion: oast/v1\nname: web\nteam: demo\ntriggers:\n  - git: { branches: [main] }\nbake:\n  from: debian-12\n  steps:\n    - run: \"true\"\npublish: { image: web, channel: candidate }\n";
 
 fn team(name: &str) -> String {
     format!("apiVersion: oast/v1\nkind: Team\nname: {name}\nspec: {{}}\n")
@@ -129,6 +134,74 @@ async fn a_member_with_a_bad_disk_says_what_to_do_and_comes_back_when_it_is_mend
     shows(&farm, victim, &written).await?;
     farm.everybody_answers().await?;
     farm.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_whose_index_could_not_be_written_stops_and_shows_finished_runs_afterwards()
+-> Result<()> {
+    const TEST: &str = "a_member_whose_index_could_not_be_written_stops";
+    let Some(oast) = need::oast(TEST) else {
+        return Ok(());
+    };
+    if !need::have(need::program("cc"), "a C compiler", TEST) {
+        return Ok(());
+    }
+    let farm = Plan::new(&oast).faulty_disks().start().await?;
+    write(&farm, "demo", 0).await?;
+    let victim = farm.leader().await? % 3 + 1;
+    let member = format!("member-{victim}");
+    let index = folder(&farm, victim).join("index");
+    farm.fault_below(&member, &index, Some((Fault::Write, ENOSPC)))?;
+    // What ends goes to the history, and with the next look from there to the index.
+    let api = farm.api(victim % 3 + 1)?;
+    let tree = api.upload(&[("oast.yaml", PIPELINE)]).await?;
+    let mut ended = Vec::new();
+    let stops = until("the member stops", START, async || {
+        let request_id = format!("run-{}", ended.len());
+        let request = SubmitRunRequest {
+            request_id,
+            team: "demo".into(),
+            tree: tree.clone(),
+            ..SubmitRunRequest::default()
+        };
+        let run = api.runs().submit_run(call(request)).await?.into_inner().id;
+        let request = CancelRunRequest {
+            request_id: format!("cancel-{run}"),
+            run: run.clone(),
+            ..CancelRunRequest::default()
+        };
+        api.runs().cancel_run(call(request)).await?;
+        ended.push(run);
+        let _ = runs(&farm, victim).await;
+        let stopped = farm.life(&member).pid.is_none();
+        Ok(seen(stopped.then_some(()), "it runs"))
+    });
+    farm.explain(stops.await)?;
+    let parts = ["use the index of finished runs", "start the member again"];
+    farm.explain(stopped(&farm, &member, &parts).await)?;
+    farm.fault_below(&member, &index, None)?;
+    farm.begin(&member).await?;
+    farm.everybody_answers().await?;
+    ended.sort_unstable();
+    let shown = farm.explain(runs(&farm, victim).await)?;
+    ensure!(shown == ended, "{shown:?}, wanted {ended:?}");
+    // In peace it is closed so that it is believed whatever comes.
+    farm.end(&member, TERM).await?;
+    ensure!(index.join("db").exists() && !index.join("life").exists());
+    farm.finish().await
+}
+
+/// The newest runs as one member shows them.
+async fn runs(farm: &Farm, id: usize) -> Result<Vec<String>> {
+    let request = ListRunsRequest {
+        page_size: 100,
+        ..ListRunsRequest::default()
+    };
+    let list = farm.api(id)?.runs().list_runs(call(request)).await?;
+    let runs = list.into_inner().runs.into_iter();
+    let mut ids: Vec<String> = runs.map(|run| run.id).collect();
+    ids.sort_unstable();
+    Ok(ids)
 }
 
 /// Overwrites a part of the first file with this ending.

@@ -8,10 +8,11 @@
 //!
 //! Ids are big-endian, so keys are in the order of ids and a list is a backward walk from any
 //! position. A hash of 8 bytes may meet another value's: everything found is compared with the
-//! summary. Derived data: a damaged index is removed and made anew.
+//! summary. Derived data: an index that is damaged, or that a power loss may have damaged (0017), is
+//! removed and made anew.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use oast_model::codec;
 use oast_model::digest::Digest;
@@ -24,6 +25,9 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::{ArchiveError, Seen};
+use crate::consensus::chain;
+use crate::store::disk;
+use crate::store::state::life::{Life, Trust};
 use crate::store::state::{is_tombstone, tombstone};
 
 /// sled's page cache for the index.
@@ -254,26 +258,61 @@ pub(super) fn hash(record: &[u8]) -> Digest {
 #[derive(Debug)]
 pub(super) struct Index {
     db: sled::Db,
+    folder: PathBuf,
+}
+
+impl Drop for Index {
+    /// Closes it in peace, if that is possible.
+    fn drop(&mut self) {
+        let closed = self.db.flush().map_err(ArchiveError::Index);
+        let closed = closed.and_then(|_| {
+            disk::sync_tree(&self.folder)
+                .and_then(|()| Life::of(&self.folder).closed())
+                .map_err(ArchiveError::Folder)
+        });
+        if let Err(error) = closed {
+            tracing::warn!(%error, "The index of finished runs could not be closed.");
+        }
+    }
 }
 
 impl Index {
-    pub(super) fn open(folder: &Path) -> Result<Index, sled::Error> {
+    pub(super) fn open(folder: &Path) -> Result<Index, ArchiveError> {
+        let life = Life::of(folder);
+        let trust = life.trust().map_err(ArchiveError::Folder)?;
+        if trust != Trust::Whole {
+            tracing::warn!(
+                ?trust,
+                "The index of finished runs is not believed; it is made anew."
+            );
+            disk::remove(folder).map_err(ArchiveError::Folder)?;
+        }
         let open = || {
-            sled::Config::new()
+            disk::make_dir(folder)
+                .and_then(|()| life.opening())
+                .map_err(ArchiveError::Folder)?;
+            let db = sled::Config::new()
                 .path(folder)
                 .cache_capacity(CACHE_BYTES)
                 .flush_every_ms(Some(FLUSH_MS))
-                .open()
+                .open();
+            db.map_err(ArchiveError::Index)
         };
         let db = match open() {
             Ok(db) => db,
             Err(error) => {
-                tracing::warn!(%error, "The index of finished runs cannot be opened; it is made anew.");
-                std::fs::remove_dir_all(folder)?;
+                let error = chain(&error);
+                tracing::warn!(
+                    error,
+                    "The index of finished runs cannot be opened; it is made anew."
+                );
+                disk::remove(folder).map_err(ArchiveError::Folder)?;
                 open()?
             }
         };
-        Ok(Index { db })
+        life.opened().map_err(ArchiveError::Folder)?;
+        let folder = folder.to_owned();
+        Ok(Index { db, folder })
     }
 
     /// How far the history is indexed; none for an index that is empty or of another layout.
@@ -495,5 +534,25 @@ mod tests {
         assert_eq!(ids(&index, &By::Team("pay".into()), None), [8, 7, 4, 2, 1]);
         index.clear().unwrap();
         assert!(index.seen().unwrap().is_none());
+    }
+
+    #[test]
+    fn an_index_is_believed_after_peace_and_not_after_a_boot_or_a_start_that_died_of_it() {
+        let (folder, index) = index();
+        let place = folder.path().join("index");
+        drop(index);
+        assert!(!place.join("life").exists(), "closed in peace");
+        for last in ["open another-boot", "opening now"] {
+            let index = Index::open(&place).unwrap();
+            let mut step = index.step();
+            step.add(Seq::from_u64(7), &summary(1, "pay", "1", Ending::Failed));
+            let (number, epoch) = (1, 0);
+            step.finish(Seen { number, epoch }, b"one").unwrap();
+            drop(index);
+            std::fs::write(place.join("life"), last).unwrap();
+            let index = Index::open(&place).unwrap();
+            assert!(index.seen().unwrap().is_none(), "{last}");
+            assert_eq!(ids(&index, &By::All, None), [0_u64; 0], "{last}");
+        }
     }
 }

@@ -13,7 +13,7 @@ use super::disk::DiskError;
 use super::log::LogPosition;
 
 mod behind;
-mod life;
+pub(crate) mod life;
 pub mod memory;
 pub mod tree;
 

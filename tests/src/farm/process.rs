@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Result, ensure};
@@ -130,6 +130,19 @@ impl Farm {
     /// # Errors
     /// The farm was not made for that.
     pub fn fault(&self, name: &str, fault: Option<(Fault, i32)>) -> Result<()> {
+        self.fault_below(name, &self.folder().join(name), fault)
+    }
+
+    /// The same for a part of the member's disk.
+    ///
+    /// # Errors
+    /// The farm was not made for that.
+    pub fn fault_below(
+        &self,
+        name: &str,
+        folder: &Path,
+        fault: Option<(Fault, i32)>,
+    ) -> Result<()> {
         ensure!(
             self.plan.disks == Disks::Faulty,
             "this farm's disks are healthy"
@@ -138,7 +151,7 @@ impl Farm {
         match fault {
             // In one step: the member reads the file whenever it uses its disk.
             Some((fault, number)) => {
-                let order = fault.order(number, &self.folder().join(name));
+                let order = fault.order(number, folder);
                 let draft = control.with_extension("draft");
                 fs::write(&draft, order)?;
                 fs::rename(draft, control)?;

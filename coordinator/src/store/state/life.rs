@@ -4,7 +4,8 @@
 //! when the machine goes down. What it had not synced is then on the disk in part and in no order,
 //! and such remains take synced records with them: the tree does not open, or opens with other records.
 //! A state is therefore believed only by the boot of the machine that wrote it, unless it was closed in
-//! peace; else it is made again from the snapshot file and the log, which are.
+//! peace; else it is made again from the snapshot file and the log, which are. The same is true for the
+//! index of finished runs (`crate::archive`), which is made again from the history.
 //!
 //! ```text
 //! (no file) ──open──> opening ──opened──> open ──close──> (no file)
@@ -38,7 +39,7 @@ impl Stage {
 
 /// What is known of a state that was not closed in peace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Trust {
+pub(crate) enum Trust {
     /// Closed in peace, or its process was killed.
     Whole,
     /// The machine went down while it was open.
@@ -48,13 +49,13 @@ pub(super) enum Trust {
 }
 
 /// The file that says what a state is going through.
-pub(super) struct Life {
+pub(crate) struct Life {
     path: PathBuf,
     boot: String,
 }
 
 impl Life {
-    pub(super) fn of(directory: &Path) -> Life {
+    pub(crate) fn of(directory: &Path) -> Life {
         // A system that does not say how often it booted is believed to have booted once.
         let boot = fs::read_to_string(BOOT).unwrap_or_default();
         Life {
@@ -63,7 +64,7 @@ impl Life {
         }
     }
 
-    pub(super) fn trust(&self) -> Result<Trust, DiskError> {
+    pub(crate) fn trust(&self) -> Result<Trust, DiskError> {
         let Some(text) = disk::read_text(&self.path)? else {
             return Ok(Trust::Whole);
         };
@@ -77,16 +78,16 @@ impl Life {
         })
     }
 
-    pub(super) fn opening(&self) -> Result<(), DiskError> {
+    pub(crate) fn opening(&self) -> Result<(), DiskError> {
         self.write(Stage::Opening)
     }
 
-    pub(super) fn opened(&self) -> Result<(), DiskError> {
+    pub(crate) fn opened(&self) -> Result<(), DiskError> {
         self.write(Stage::Open)
     }
 
     /// Everything in it is durable, and nobody writes any more.
-    pub(super) fn closed(&self) -> Result<(), DiskError> {
+    pub(crate) fn closed(&self) -> Result<(), DiskError> {
         disk::remove(&self.path)
     }
 
