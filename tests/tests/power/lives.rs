@@ -7,6 +7,7 @@
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use oast_tests::dice::Dice;
@@ -18,6 +19,9 @@ const ACKNOWLEDGED: &str = "OAST_POWER_ACKNOWLEDGED";
 const SEED: &str = "OAST_POWER_SEED";
 const LOSSES: &str = "OAST_POWER_LOSSES";
 const SAYS: &str = "acknowledged ";
+/// The power fails within this time after an acknowledgement, in milliseconds: most of what a store
+/// writes between two syncs is on its way then.
+const WITHIN_MS: u64 = 60;
 
 /// How often the power fails: `usual`, or as the environment says.
 pub fn losses(usual: u64) -> Result<u64> {
@@ -107,6 +111,7 @@ pub fn run(test: &str, losses: u64, most: u64, mortal: bool) -> Result<()> {
             continue;
         }
         life += 1;
+        std::thread::sleep(Duration::from_millis(dice.below(WITHIN_MS)));
         child.kill()?;
         child.wait()?;
         // What was said before the kill took effect.
