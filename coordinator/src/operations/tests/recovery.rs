@@ -1,6 +1,6 @@
 //! Going on with one member after the majority was lost.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use oast_daemon::clock::{SystemClock, timeout};
 use oast_daemon::lock::DirLock;
@@ -136,6 +136,34 @@ async fn a_recovery_that_was_killed_is_finished_by_the_next_start_or_by_another(
     assert_eq!(group.handle(3).view().view.farm().eras.len(), 2);
 }
 
+fn state_of(member: &Path) -> PathBuf {
+    let entries = std::fs::read_dir(member).unwrap().flatten();
+    let mut states =
+        entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("state-"));
+    states.next().unwrap().path()
+}
+
+/// All members lost power at once, and the other machines never came back: the survivor's state is not
+/// believed (0017), and its history is taken over from there because it proves itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_survivor_of_a_power_loss_goes_on_with_everything_that_it_had() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut group = Group::started(folder.path(), [1, 2, 3]);
+    group.found().await;
+    let runs = group.runs(30).await;
+    group.agree().await;
+    group.stop_all();
+    let old = state_of(&group.path(1));
+    std::fs::write(old.join("life"), "open another-boot").unwrap();
+
+    let done = when_free(&group.path(1)).unwrap();
+    assert_eq!(done.history_lost, 0);
+    group.start(1).unwrap();
+    assert_ne!(state_of(&group.path(1)), old);
+    group.must(super::submit()).await;
+    assert_runs(&group.handle(1), &runs);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_damaged_state_is_rebuilt_before_it_is_recovered() {
     let folder = tempfile::tempdir().unwrap();
@@ -144,12 +172,7 @@ async fn a_damaged_state_is_rebuilt_before_it_is_recovered() {
     group.runs(30).await;
     let digest = group.agree().await;
     group.stop_all();
-    let state = std::fs::read_dir(group.path(1))
-        .unwrap()
-        .flatten()
-        .find(|entry| entry.file_name().to_string_lossy().starts_with("state-"))
-        .unwrap();
-    std::fs::remove_dir_all(state.path()).unwrap();
+    std::fs::remove_dir_all(state_of(&group.path(1))).unwrap();
 
     let done = when_free(&group.path(1)).unwrap();
     // Nobody is left to ask for what the snapshot file left out.
