@@ -20,13 +20,13 @@ use crate::store::snapshot::{self, SnapshotOffer};
 /// A name and the function behind it.
 pub type Decoder = (&'static str, fn(&[u8]) -> bool);
 
-/// All of them.
+/// All of them, by the names of their fuzz targets.
 pub const ALL: [Decoder; 8] = [
     ("log_entry", log_entry),
     ("command", command),
     ("answer", answer),
     ("backup", backup),
-    ("snapshot", snapshot_file),
+    ("snapshot_file", snapshot_file),
     ("peer_batch", peer_batch),
     ("offer", offer),
     ("log_meta", log_meta),

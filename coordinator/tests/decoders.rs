@@ -7,7 +7,19 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::path::PathBuf;
 
+use oast_coordinator::consensus::entry;
 use oast_coordinator::decoders::{self, Decoder};
+use oast_coordinator::store::identity::Identity;
+use oast_coordinator::store::log::{LogMeta, LogPosition};
+use oast_coordinator::store::members::Members;
+use oast_coordinator::store::snapshot::SnapshotOffer;
+use oast_model::codec;
+use oast_model::ids::Seq;
+use oast_model::ledger::{Answer, Rejected};
+use oast_proto::peer::v1 as wire;
+use prost::Message as _;
+use protobuf::Message as _;
+use raft::eraftpb::{ConfState, Entry, Message, MessageType};
 
 /// Mutated inputs for each decoder.
 const ROUNDS: u64 = 3_000;
@@ -95,26 +107,128 @@ fn recorded(name: &str) -> Vec<u8> {
     std::fs::read(folder.join(name)).expect("the recording is part of the repository")
 }
 
+fn number(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
+}
+
+/// Log entries, as an earlier build encoded them.
+fn entries() -> Vec<Vec<u8>> {
+    let bytes = recorded("entries-1.bin");
+    let (mut entries, mut at) = (Vec::new(), 0);
+    while at < bytes.len() {
+        let end = at + 4 + number(&bytes, at) as usize;
+        entries.push(bytes[at + 4..end].to_vec());
+        at = end;
+    }
+    entries
+}
+
+/// The commands in them, each behind its kind.
+fn commands() -> Vec<Vec<u8>> {
+    let decoded = entries()
+        .into_iter()
+        .map(|entry| entry::decode(1, entry.into()));
+    let commands = decoded.flat_map(|entry| entry.expect("recorded").commands);
+    let joined = commands.map(|logged| {
+        let kind = u8::try_from(logged.kind).expect("a small number");
+        [&[kind], &logged.body[..]].concat()
+    });
+    joined.collect()
+}
+
+/// What a leader sends for each of them.
+fn batches() -> Vec<Vec<u8>> {
+    let append = |(index, data): (u64, Vec<u8>)| Message {
+        msg_type: MessageType::MsgAppend,
+        from: 1,
+        to: 2,
+        term: 7,
+        index,
+        entries: vec![Entry {
+            index,
+            term: 7,
+            data: data.into(),
+            ..Entry::default()
+        }]
+        .into(),
+        ..Message::default()
+    };
+    let messages = (1..).zip(entries()).map(append);
+    let batch = |message: Message| {
+        let letter = wire::Letterhead {
+            cluster_id: "test".into(),
+            from: 1,
+            to: 2,
+            stamp: 11,
+            known_stamps: [(1, 11), (2, 12)].into(),
+            address: "127.0.0.1:7443".into(),
+            ..wire::Letterhead::default()
+        };
+        wire::RaftBatch {
+            letter: Some(letter),
+            messages: vec![message.write_to_bytes().expect("it is complete").into()],
+            note: Some(wire::Note {
+                wall_ms: 1,
+                digest: vec![7; 32].into(),
+                ..wire::Note::default()
+            }),
+        }
+    };
+    messages
+        .map(|message| batch(message).encode_to_vec())
+        .collect()
+}
+
+fn log_meta() -> Vec<u8> {
+    let address = |id| (id, format!("member-{id}:7443"));
+    let meta = LogMeta {
+        identity: Identity {
+            cluster: "test.28123456.0f3a11c2".into(),
+            member: 1,
+            stamp: 11,
+        },
+        known_stamps: [(2, 12)].into(),
+        conf_state: ConfState {
+            voters: vec![1, 2, 3],
+            ..ConfState::default()
+        },
+        members: Members::founders(&(1..=3).map(address).collect()),
+        conf_index: 5,
+        truncated: LogPosition { index: 4, term: 2 },
+        state_dir: "state-1".into(),
+    };
+    meta.encode()
+}
+
 /// Whole inputs that a decoder takes.
 fn inputs(name: &str) -> Vec<Vec<u8>> {
-    let entries = || {
-        let bytes = recorded("entries-1.bin");
-        let (mut entries, mut at) = (Vec::new(), 0);
-        while at < bytes.len() {
-            let length: [u8; 4] = bytes[at..at + 4].try_into().expect("four bytes");
-            let end = at + 4 + u32::from_le_bytes(length) as usize;
-            entries.push(bytes[at + 4..end].to_vec());
-            at = end;
-        }
-        entries
-    };
     match name {
         "log_entry" => entries(),
+        "command" => commands(),
+        "answer" => {
+            let refused = (Seq::from_u64(9), Err(Rejected::WrongState("no".into())));
+            let done: (Seq, Result<Answer, Rejected>) = (Seq::from_u64(8), Ok(Answer::Done));
+            vec![
+                codec::encode(&done),
+                codec::encode::<(Seq, Result<Answer, Rejected>)>(&refused),
+            ]
+        }
         "backup" => vec![recorded("farm-1.oast")],
-        "snapshot" => vec![recorded("snap-1.oast")],
-        // A log entry is protobuf with nested messages and MessagePack inside: as good a beginning
-        // as any for the others, which must refuse it.
-        _ => entries(),
+        "snapshot_file" => vec![recorded("snap-1.oast")],
+        "peer_batch" => batches(),
+        "offer" => {
+            let position = LogPosition { index: 9, term: 2 };
+            vec![
+                SnapshotOffer {
+                    position,
+                    length: 4711,
+                    checksum: [7; 32],
+                }
+                .encode(),
+            ]
+        }
+        "log_meta" => vec![log_meta(), b"test.28123456.0f3a11c2".to_vec()],
+        other => panic!("{other} has no input that it takes"),
     }
 }
 
@@ -160,12 +274,17 @@ fn mutated_bytes_neither_stop_a_member_nor_eat_its_memory() {
     }
 }
 
+/// With a folder in `OAST_CORPUS`, as `cargo xtask fuzz` sets it, what fuzzing begins with is written there.
 #[test]
-fn recorded_bytes_are_taken_whole() {
+fn good_bytes_are_taken_whole() {
+    let corpus = std::env::var_os("OAST_CORPUS").map(PathBuf::from);
     for (name, decode) in decoders::ALL {
-        if matches!(name, "log_entry" | "backup" | "snapshot") {
-            for input in inputs(name) {
-                assert!(decode(&input), "{name}");
+        for (number, input) in inputs(name).into_iter().enumerate() {
+            assert!(decode(&input), "{name} {number}");
+            if let Some(corpus) = &corpus {
+                let folder = corpus.join(name);
+                std::fs::create_dir_all(&folder).expect("a folder");
+                std::fs::write(folder.join(format!("good-{number}")), input).expect("written");
             }
         }
     }

@@ -3,6 +3,7 @@
 //! - `check`: what CI demands of the text: format, clippy, tidy, dependencies.
 //! - `test`: the README's test command: prepares the machine, runs every suite, counts.
 //! - `record`: the recorded log and files anew, for a change of what is replicated.
+//! - `fuzz`: the fuzz targets for a while, with the stable toolchain.
 //! - `needs`: only the machine's preparation of `test`.
 //! - `bench`: measurements that have a bar.
 //! - `tidy`: the rules of this code base that no other tool knows (see `tidy.rs`).
@@ -23,6 +24,7 @@ use std::process::ExitCode;
 mod bench;
 mod check;
 mod command;
+mod fuzz;
 mod record;
 mod test;
 mod tidy;
@@ -33,6 +35,8 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   check            format, clippy, tidy and dependency rules
   test [SUITE..]   every test suite, or the named ones; --list names them
   record           write the recorded log and files anew (CONTRIBUTING says when)
+  fuzz [SECONDS] [TARGET..]
+                   each fuzz target, 60 s unless said otherwise
   needs            only install what the suites need
   bench coordinator [--seconds N] [--rounds N] [--clients N,N..]
                    three members beside three etcd servers and PostgreSQL with two standbys
@@ -49,6 +53,7 @@ fn main() -> ExitCode {
         ["check"] => check::run(&workspace),
         ["test", suites @ ..] => test::run(&workspace, suites),
         ["record"] => record::run(&workspace),
+        ["fuzz", args @ ..] => fuzz::run(&workspace, args),
         ["needs"] => test::needs(),
         ["bench", "coordinator", args @ ..] => bench::coordinator(&workspace, args),
         ["bench", "scale"] => bench::scale(&workspace, &[]),
