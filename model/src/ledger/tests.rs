@@ -722,6 +722,21 @@ fn a_crashed_instance_is_started_again_without_a_rollout() {
 }
 
 #[test]
+fn an_instance_that_a_called_off_batch_left_drained_is_put_back_without_a_rollout() {
+    let mut world = World::new(3);
+    world.push("c1");
+    world.settle();
+    world.seen.instances[1].in_rotation = false;
+    world.settle();
+    assert!(world.seen.instances.iter().all(InstanceView::available));
+    assert!(world.ledger.tasks().is_empty());
+    // One that is not well is no business of a repair: nothing would make it better.
+    world.seen.instances[1].in_rotation = false;
+    world.seen.instances[1].healthy = false;
+    assert!(!world.reconcile());
+}
+
+#[test]
 fn a_snapshot_is_the_same_ledger() {
     let mut world = World::new(3);
     world.push("c1");

@@ -174,6 +174,12 @@ fn choose(
     chosen
 }
 
+/// The instance is well and runs what it should, and gets no connections.
+fn kept_out(seen: &InstanceView, good: &VersionRef) -> bool {
+    let well = seen.state == InstanceState::Running && seen.healthy;
+    well && !seen.in_rotation && seen.version.as_ref() == Some(good)
+}
+
 /// The instance runs the version and serves.
 fn settled(seen: &Observation, name: &InstanceName, wanted: &VersionRef) -> bool {
     seen.instance(name)
@@ -257,7 +263,7 @@ fn unread(rollout: &Rollout, instances: usize, readings: &[GateReading]) -> Opti
     None
 }
 
-/// Without a rollout: what is missing or stopped is brought back as it was.
+/// Without a rollout: what is missing, stopped or kept out of service is brought back as it was.
 fn plan_repair(situation: &Situation<'_>) -> Decision {
     let fleet = situation.fleet;
     let Some(good) = &fleet.good else {
@@ -271,6 +277,9 @@ fn plan_repair(situation: &Situation<'_>) -> Decision {
                 _ => Some(BatchAction::Deploy(good.clone())),
             }
         }
+        // A batch that was called off had drained it, or its call arrived after its end. Nobody else
+        // would ever put it back.
+        Some(seen) if kept_out(seen, good) => Some(BatchAction::Deploy(good.clone())),
         Some(_) => None,
     };
     let broken: Vec<(InstanceName, BatchAction)> = instance_names(&fleet.spec)
