@@ -6,6 +6,7 @@
 //! - `fuzz`: the fuzz targets for a while, with the stable toolchain.
 //! - `needs`: only the machine's preparation of `test`.
 //! - `bench`: measurements that have a bar.
+//! - `sim`: the simulation of the farm, seeds and planted bugs (see `sim.rs`).
 //! - `tidy`: the rules of this code base that no other tool knows (see `tidy.rs`).
 //!
 //! Light on purpose: it is compiled before anything else can be checked.
@@ -26,6 +27,7 @@ mod check;
 mod command;
 mod fuzz;
 mod record;
+mod sim;
 mod test;
 mod tidy;
 mod workspace;
@@ -43,6 +45,8 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   bench scale      100,000 open tasks and 2,000 workers: memory, snapshot, restart
   bench schedule   what a scheduling decision costs; --quick leaves the long history out
   tidy             only the repository's own rules
+  sim [OPTION..]   the farm simulated from many seeds; --seeds N, --from SEED, --seed S for one
+                   (with --trace), --bugs for the table of planted bugs
 
 CI=true makes everything that would be skipped an error.";
 
@@ -59,6 +63,7 @@ fn main() -> ExitCode {
         ["bench", "scale"] => bench::scale(&workspace, &[]),
         ["bench", "schedule", args @ ..] => bench::schedule(&workspace, args),
         ["tidy"] => tidy::run(&workspace),
+        ["sim", args @ ..] => sim::run(&workspace, args),
         _ => {
             eprintln!("{USAGE}");
             Ok(false)

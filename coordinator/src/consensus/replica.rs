@@ -324,6 +324,26 @@ impl<M: Machine, L: LogStore, R: StateRoot> Replica<M, L, R> {
         self.core.log()
     }
 
+    /// What we are in the present term.
+    pub fn role(&self) -> Role {
+        match self.core.role() {
+            raft::StateRole::Leader if self.core.leads_with_full_state() => Role::Leader,
+            raft::StateRole::Leader => Role::Elected,
+            raft::StateRole::Follower => Role::Follower,
+            raft::StateRole::Candidate | raft::StateRole::PreCandidate => Role::Candidate,
+        }
+    }
+
+    /// The present term.
+    pub fn term(&self) -> u64 {
+        self.core.term()
+    }
+
+    /// Who leads in it, as far as we know.
+    pub fn leader(&self) -> Option<u64> {
+        self.core.leader()
+    }
+
     /// Term and leader as raft sees them, and our role.
     pub fn status(&self) -> Status {
         let meta = self.core.meta();
@@ -332,12 +352,7 @@ impl<M: Machine, L: LogStore, R: StateRoot> Replica<M, L, R> {
             cluster: meta
                 .map(|meta| meta.identity.cluster.clone())
                 .unwrap_or_default(),
-            role: match self.core.role() {
-                raft::StateRole::Leader if self.core.leads_with_full_state() => Role::Leader,
-                raft::StateRole::Leader => Role::Elected,
-                raft::StateRole::Follower => Role::Follower,
-                raft::StateRole::Candidate | raft::StateRole::PreCandidate => Role::Candidate,
-            },
+            role: self.role(),
             leader: self.core.leader(),
             term: self.core.term(),
             commit: self.core.commit(),

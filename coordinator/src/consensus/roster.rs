@@ -157,7 +157,7 @@ impl Roster {
     }
 
     /// What the group knows of its members changed.
-    pub(crate) fn set_members(&self, members: Members) {
+    pub fn set_members(&self, members: Members) {
         *self.members() = members;
     }
 
@@ -298,7 +298,7 @@ impl Roster {
     }
 
     /// Takes over stamps that are stored now.
-    pub(crate) fn learn(&self, stamps: &BTreeMap<u64, u64>) {
+    pub fn learn(&self, stamps: &BTreeMap<u64, u64>) {
         let mut known = self.known();
         for (member, stamp) in stamps {
             known.entry(*member).or_insert(*stamp);

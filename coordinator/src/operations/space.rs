@@ -191,7 +191,8 @@ pub async fn step_aside(farm: Farm, stop: CancellationToken) {
 
 /// The voter that shall lead instead: one with room, and of these the one that has most of the log.
 /// Only the leader knows its peers, so anybody else has no heir.
-pub(super) fn heir(status: &Status, has_room: impl Fn(u64) -> bool) -> Option<u64> {
+#[must_use]
+pub fn heir(status: &Status, has_room: impl Fn(u64) -> bool) -> Option<u64> {
     let ready = status.peers.iter().filter(|peer| {
         let voter = status.voters.contains(&peer.member);
         voter && peer.active && !peer.snapshot && has_room(peer.member)

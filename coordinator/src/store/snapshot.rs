@@ -11,8 +11,9 @@
 //! verified, then renamed; only verified files have the final name. The same format travels
 //! between members: the receiver fetches the sender's bytes and verifies them itself.
 
-use std::fs::{self, File};
-use std::io::{self, BufReader, BufWriter, Read, Seek as _, SeekFrom, Write};
+mod place;
+
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use prost::Message as _;
@@ -22,12 +23,13 @@ use raft::eraftpb::ConfState;
 use super::disk::{self, DiskError};
 use super::fault::point;
 use super::framing::{
-    BUFFER, CHECKSUM_LEN, END, Hashing, cut, field, number, read_count, read_record, write_number,
+    CHECKSUM_LEN, END, Hashing, cut, field, number, read_count, read_record, write_number,
     write_record,
 };
 use super::log::LogPosition;
 use super::members::Members;
 use super::state::{HistoryTail, Mark, Record};
+use place::{Place, Source};
 
 const MAGIC: &[u8; 8] = b"OASTSNAP";
 const FORMAT: u32 = 1;
@@ -57,6 +59,7 @@ pub struct SnapshotHeader {
 /// A verified file.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SnapshotFile {
+    place: Place,
     /// Path.
     pub path: PathBuf,
     /// Length in bytes.
@@ -219,7 +222,7 @@ impl SnapshotFile {
 /// The directory of a member's own verified snapshot files.
 #[derive(Clone, Debug)]
 pub struct Shelf {
-    directory: PathBuf,
+    place: Place,
 }
 
 impl Shelf {
@@ -229,11 +232,45 @@ impl Shelf {
     /// [`SnapshotError::Disk`].
     pub fn open(directory: PathBuf) -> Result<Self, SnapshotError> {
         disk::make_dir(&directory).map_err(SnapshotError::Disk)?;
-        Ok(Shelf { directory })
+        Ok(Shelf {
+            place: Place::Directory(directory),
+        })
+    }
+
+    /// A shelf that is lost with its process, for members whose disks are simulated.
+    #[must_use]
+    pub fn in_memory() -> Self {
+        Shelf {
+            place: Place::Memory(Default::default()),
+        }
+    }
+
+    /// Keeps what came from a peer, to be [adopted](Shelf::adopt).
+    ///
+    /// # Errors
+    /// [`SnapshotError::Disk`].
+    pub fn receive(&self, bytes: &[u8]) -> Result<PathBuf, SnapshotError> {
+        let path = self.place.path("received.part".to_owned());
+        self.place
+            .write(&path, |file| file.write_all(bytes))
+            .map_err(disk::at("write", &path))
+            .map_err(SnapshotError::Disk)?;
+        Ok(path)
+    }
+
+    /// Removes everything.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Disk`].
+    pub fn wipe(&self) -> Result<(), SnapshotError> {
+        for path in self.place.list().map_err(SnapshotError::Disk)? {
+            self.place.remove(&path).map_err(SnapshotError::Disk)?;
+        }
+        Ok(())
     }
 
     fn path(&self, position: LogPosition) -> PathBuf {
-        self.directory.join(format!(
+        self.place.path(format!(
             "snap-{:020}-{:010}.{SUFFIX}",
             position.index, position.term
         ))
@@ -250,15 +287,19 @@ impl Shelf {
     ) -> Result<SnapshotFile, SnapshotError> {
         let path = self.path(header.mark.position);
         let temporary = path.with_extension("tmp");
-        if let Err(error) = write_file(&temporary, &header, records) {
+        let written = self
+            .place
+            .write(&temporary, |file| write_file(file, &header, records));
+        if let Err(error) = written {
             // Most likely the disk is full: half a file would keep it so.
-            let _ = disk::remove(&temporary);
+            let _ = self.place.remove(&temporary);
             return Err(SnapshotError::Disk(disk::at("write", &temporary)(error)));
         }
         // Read back through the file system: this file is about to replace part of the log.
-        let (header, length, checksum) = verify(&temporary)?;
-        self.place(&temporary, &path)?;
+        let (header, length, checksum) = verify(&self.place, &temporary)?;
+        self.put(&temporary, &path)?;
         Ok(SnapshotFile {
+            place: self.place.clone(),
             path,
             length,
             checksum,
@@ -275,13 +316,14 @@ impl Shelf {
         fetched: &Path,
         offer: &SnapshotOffer,
     ) -> Result<SnapshotFile, SnapshotError> {
-        let (header, length, checksum) = verify(fetched)?;
+        let (header, length, checksum) = verify(&self.place, fetched)?;
         if checksum != offer.checksum || header.mark.position != offer.position {
             return Err(damaged(fetched, "it is not the file that was announced"));
         }
         let path = self.path(header.mark.position);
-        self.place(fetched, &path)?;
+        self.put(fetched, &path)?;
         Ok(SnapshotFile {
+            place: self.place.clone(),
             path,
             length,
             checksum,
@@ -289,12 +331,9 @@ impl Shelf {
         })
     }
 
-    fn place(&self, from: &Path, to: &Path) -> Result<(), SnapshotError> {
+    fn put(&self, from: &Path, to: &Path) -> Result<(), SnapshotError> {
         point("a snapshot file is verified");
-        fs::rename(from, to)
-            .map_err(disk::at("rename into place", to))
-            .and_then(|()| disk::sync_dir(&self.directory))
-            .map_err(SnapshotError::Disk)?;
+        self.place.rename(from, to).map_err(SnapshotError::Disk)?;
         point("a snapshot file is on the shelf");
         Ok(())
     }
@@ -312,9 +351,10 @@ impl Shelf {
             if !fits(position) {
                 continue;
             }
-            match verify(&path) {
+            match verify(&self.place, &path) {
                 Ok((header, length, checksum)) => {
                     return Ok(Some(SnapshotFile {
+                        place: self.place.clone(),
                         path,
                         length,
                         checksum,
@@ -347,7 +387,7 @@ impl Shelf {
         let old = &own[..own.len().saturating_sub(1 + KEEP_OLDER)];
         let outdone = &ahead[..ahead.len().saturating_sub(1)];
         for (_, path) in old.iter().chain(outdone) {
-            disk::remove(path).map_err(SnapshotError::Disk)?;
+            self.place.remove(path).map_err(SnapshotError::Disk)?;
         }
         Ok(())
     }
@@ -359,7 +399,7 @@ impl Shelf {
     pub fn keep_only(&self, kept: &SnapshotFile) -> Result<(), SnapshotError> {
         for (_, path) in self.list()? {
             if path != kept.path {
-                disk::remove(&path).map_err(SnapshotError::Disk)?;
+                self.place.remove(&path).map_err(SnapshotError::Disk)?;
             }
         }
         Ok(())
@@ -376,14 +416,14 @@ impl Shelf {
         max: usize,
     ) -> Result<Option<Vec<u8>>, SnapshotError> {
         let path = self.path(offer.position);
-        let mut file = match File::open(&path) {
-            Ok(file) => file,
+        let mut file = match self.place.open(&path) {
+            Ok((file, _)) => file,
             Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(SnapshotError::Disk(disk::at("open", &path)(source))),
         };
         let mut bytes = Vec::new();
-        file.seek(SeekFrom::Start(offset))
-            .and_then(|_| file.take(max as u64).read_to_end(&mut bytes))
+        file.seek(offset)
+            .and_then(|()| file.take(max as u64).read_to_end(&mut bytes))
             .map_err(disk::at("read", &path))
             .map_err(SnapshotError::Disk)?;
         Ok(Some(bytes))
@@ -391,12 +431,9 @@ impl Shelf {
 
     /// Files under their final names with the positions in these, oldest first.
     fn list(&self) -> Result<Vec<(LogPosition, PathBuf)>, SnapshotError> {
-        let listing = fs::read_dir(&self.directory)
-            .map_err(disk::at("list", &self.directory))
-            .map_err(SnapshotError::Disk)?;
+        let listing = self.place.list().map_err(SnapshotError::Disk)?;
         let mut files: Vec<(LogPosition, PathBuf)> = listing
-            .flatten()
-            .map(|entry| entry.path())
+            .into_iter()
             .filter_map(|path| Some((position_in(&path)?, path)))
             .collect();
         files.sort();
@@ -417,7 +454,7 @@ fn position_in(path: &Path) -> Option<LogPosition> {
 /// Reads the records of a verified file.
 #[derive(Debug)]
 pub struct Records {
-    reader: BufReader<File>,
+    reader: Source,
     path: PathBuf,
     done: bool,
 }
@@ -427,10 +464,11 @@ pub struct Records {
 /// # Errors
 /// [`SnapshotError`].
 pub fn records(file: &SnapshotFile) -> Result<Records, SnapshotError> {
-    let open = File::open(&file.path)
+    let (mut reader, _) = file
+        .place
+        .open(&file.path)
         .map_err(disk::at("open", &file.path))
         .map_err(SnapshotError::Disk)?;
-    let mut reader = BufReader::with_capacity(BUFFER, open);
     read_header(&mut reader).map_err(|problem| damaged(&file.path, problem))?;
     Ok(Records {
         reader,
@@ -468,11 +506,10 @@ fn damaged(path: &Path, problem: impl Into<String>) -> SnapshotError {
 }
 
 fn write_file(
-    path: &Path,
+    file: &mut dyn Write,
     header: &SnapshotHeader,
     records: impl Iterator<Item = Record>,
 ) -> io::Result<()> {
-    let file = BufWriter::with_capacity(BUFFER, File::create(path)?);
     let mut out = Hashing::new(file);
     let header = header.encode();
     out.write_all(MAGIC)?;
@@ -486,10 +523,8 @@ fn write_file(
     }
     out.write_all(&END.to_le_bytes())?;
     out.write_all(&count.to_le_bytes())?;
-    let (mut file, checksum) = out.finish();
-    file.write_all(&checksum)?;
-    let file = file.into_inner().map_err(io::IntoInnerError::into_error)?;
-    file.sync_all()
+    let (file, checksum) = out.finish();
+    file.write_all(&checksum)
 }
 
 fn read_header(reader: &mut impl Read) -> Result<SnapshotHeader, String> {
@@ -509,17 +544,12 @@ fn read_header(reader: &mut impl Read) -> Result<SnapshotHeader, String> {
 }
 
 /// Reads a whole file and checks structure, count, length and checksum.
-fn verify(path: &Path) -> Result<(SnapshotHeader, u64, [u8; 32]), SnapshotError> {
-    let file = File::open(path)
+fn verify(place: &Place, path: &Path) -> Result<(SnapshotHeader, u64, [u8; 32]), SnapshotError> {
+    let (file, length) = place
+        .open(path)
         .map_err(disk::at("open", path))
         .map_err(SnapshotError::Disk)?;
-    let length = file
-        .metadata()
-        .map_err(disk::at("look at", path))
-        .map_err(SnapshotError::Disk)?
-        .len();
-    let (header, checksum) = check(BufReader::with_capacity(BUFFER, file), length)
-        .map_err(|problem| damaged(path, problem))?;
+    let (header, checksum) = check(file, length).map_err(|problem| damaged(path, problem))?;
     Ok((header, length, checksum))
 }
 

@@ -11,6 +11,7 @@ use super::needs::{E2FSPROGS, GIT, IP, NFT, Need, OVMF, QEMU, QEMU_IMG, UIDMAP};
 use super::quickstart::{self, Who};
 use super::{Row, process};
 use crate::command::{cargo, in_ci, output};
+use crate::sim;
 use crate::workspace::Workspace;
 
 /// Longest time for compiling everything on two slow cores.
@@ -38,6 +39,8 @@ enum Kind {
     OwnMain { target: String },
     /// Documentation examples.
     Doc,
+    /// The farm simulated from seeds, or with bugs planted.
+    Simulation { bugs: bool },
     /// The whole story with the real binary.
     Quickstart(Who),
 }
@@ -76,6 +79,18 @@ pub fn all(workspace: &Workspace) -> Vec<Suite> {
             about: "examples in the documentation",
             needs: &[],
             kind: Kind::Doc,
+        },
+        Suite {
+            name: "simulation".to_owned(),
+            about: "the farm simulated from OAST_SIM_SEEDS seeds (200), half of them from the commit",
+            needs: &[&GIT],
+            kind: Kind::Simulation { bugs: false },
+        },
+        Suite {
+            name: "simulation-bugs".to_owned(),
+            about: "bugs planted into the simulated farm, each of which must be found",
+            needs: &[&GIT],
+            kind: Kind::Simulation { bugs: true },
         },
     ];
     suites.extend(own_mains.into_iter().map(|(package, target)| Suite {
@@ -163,6 +178,7 @@ impl Suite {
                 doc.args(["test", "--release", "--locked", "--workspace", "--doc"]);
                 doc
             }
+            Kind::Simulation { bugs } => sim::in_tests(workspace, *bugs),
             Kind::Quickstart(who) => return quickstart::run(*who, workspace, &log),
         };
         command.current_dir(&workspace.root);
@@ -175,7 +191,9 @@ impl Suite {
         }
         let ended = process::run(&mut command, &log, SUITE_LIMIT)?;
         let mut counts = match self.kind {
-            Kind::OwnMain { .. } => Counts::of_own_main(&ended.output, ended.succeeded),
+            Kind::OwnMain { .. } | Kind::Simulation { .. } => {
+                Counts::of_own_main(&ended.output, ended.succeeded)
+            }
             _ => Counts::read(&ended.output, ended.succeeded),
         };
         let skipped = std::fs::read_to_string(&skips).unwrap_or_default();

@@ -8,7 +8,7 @@ use crate::workspace::Workspace;
 
 /// Every crate of ours with what it may use of ours. Arrows point downwards only; coordinator and
 /// worker never meet but in proto and model.
-const ARROWS: [(&str, &[&str]); 10] = [
+const ARROWS: [(&str, &[&str]); 11] = [
     ("oast-model", &[]),
     ("oast-proto", &["oast-model"]),
     ("oast-artifacts", &["oast-model"]),
@@ -46,6 +46,16 @@ const ARROWS: [(&str, &[&str]); 10] = [
     (
         "oast-bench",
         &["oast-tests", "oast-proto", "oast-daemon", "oast-model"],
+    ),
+    (
+        "oast-sim",
+        &[
+            "oast-coordinator",
+            "oast-worker",
+            "oast-proto",
+            "oast-daemon",
+            "oast-model",
+        ],
     ),
     ("xtask", &[]),
 ];
