@@ -18,6 +18,7 @@ pub mod cli;
 pub mod counter;
 pub mod delay;
 pub mod dice;
+pub mod documents;
 pub mod farm;
 pub mod faults;
 pub mod git;

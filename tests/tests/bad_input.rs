@@ -9,12 +9,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use oast_tests::cli::Cli;
+use oast_tests::documents::TEAM;
 use oast_tests::farm::Plan;
 use oast_tests::git::Copy;
 use oast_tests::need;
 use oast_tests::ports::Ports;
-
-const TEAM: &str = "apiVersion: oast/v1\nkind: Team\nname: demo\nspec: {}\n";
 
 fn pipeline(bake: &str) -> String {
     format!(

@@ -11,6 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use oast_tests::documents::TEAM;
 use oast_tests::farm::Plan;
 use oast_tests::git::Copy;
 use oast_tests::wait::{Seen, until_blocking};
@@ -22,7 +23,6 @@ const OVMF_VARS: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
 const BAKE: Duration = Duration::from_secs(300);
 /// Ten times what an emulated boot usually takes.
 const BOOT: Duration = Duration::from_secs(400);
-const TEAM: &str = "apiVersion: oast/v1\nkind: Team\nname: demo\nspec: {}\n";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_baked_disk_boots_and_serves_its_page() -> Result<()> {

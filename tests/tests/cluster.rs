@@ -11,14 +11,13 @@ use oast_proto::v1::{
     WatchRunRequest, WhoAmIRequest,
 };
 use oast_tests::api::{Api, call};
+use oast_tests::documents::{PIPELINE, TEAM};
 use oast_tests::farm::{Farm, Plan, START};
 use oast_tests::git::{Copy, Remote};
 use oast_tests::need;
 use oast_tests::wait::{seen, until};
 use tonic::{Code, Status};
 
-const TEAM: &str = "apiVersion: oast/v1\nkind: Team\nname: demo\nspec:\n  description: first\n";
-const PIPELINE: &str = "apiVersion: oast/v1\nname: web\nteam: demo\ntriggers:\n  - git: { branches: [main] }\nbake:\n  from: debian-12\n  steps:\n    - run: \"true\"\npublish: { image: web, channel: candidate }\n";
 /// Runs that are submitted while leaders die.
 const SUBMISSIONS: usize = 60;
 

@@ -8,14 +8,13 @@ use std::process::{Child, Stdio};
 use anyhow::{Context, Result, ensure};
 use oast_proto::v1::{CancelRunRequest, ListRunsRequest, SubmitRunRequest, WatchRequest};
 use oast_tests::api::call;
+use oast_tests::documents::{PIPELINE, TEAM};
 use oast_tests::farm::{Farm, Plan, START, TERM};
 use oast_tests::need;
 use oast_tests::wait::{seen, until};
 use serde_json::Value;
 use tonic::Code;
 
-const TEAM: &str = "apiVersion: oast/v1\nkind: Team\nname: demo\nspec: {}\n";
-const PIPELINE: &str = "apiVersion: oast/v1\nname: web\nteam: demo\nbake:\n  from: debian-12\n  steps:\n    - run: \"true\"\npublish: { image: web, channel: candidate }\n";
 /// Runs between two kills.
 const RUNS: usize = 10;
 

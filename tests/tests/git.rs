@@ -6,14 +6,13 @@ use anyhow::{Result, ensure};
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use oast_proto::v1::{CreateTokenRequest, ListRunsRequest, Run, SetSecretRequest};
 use oast_tests::api::call;
+use oast_tests::documents::{PIPELINE, TEAM};
 use oast_tests::farm::{Farm, Plan, START};
 use oast_tests::git::{Copy, Remote};
 use oast_tests::wait::{seen, until};
 use oast_tests::{http, need};
 use sha2::Sha256;
 
-const TEAM: &str = "apiVersion: oast/v1\nkind: Team\nname: demo\nspec: {}\n";
-const PIPELINE: &str = "apiVersion: oast/v1\nname: web\nteam: demo\ntriggers:\n  - git: { branches: [main] }\nbake:\n  from: debian-12\n  steps:\n    - run: \"true\"\npublish: { image: web, channel: candidate }\n";
 const KEY: &[u8] = b"It's a Secret to Everybody";
 
 #[tokio::test(flavor = "multi_thread")]

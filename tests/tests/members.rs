@@ -10,12 +10,11 @@ use oast_proto::v1::{
     ListRunsRequest, Peer, SubmitRunRequest,
 };
 use oast_tests::api::{Api, call};
+use oast_tests::documents::PIPELINE;
 use oast_tests::farm::{Farm, Plan, START, TERM};
 use oast_tests::faults::{EIO, ENOSPC, EROFS, Fault};
 use oast_tests::need;
 use oast_tests::wait::{seen, until};
-
-const PIPELINE: &str = "apiVersion: oast/v1\nname: web\nteam: demo\ntriggers:\n  - git: { branches: [main] }\nbake:\n  from: debian-12\n  steps:\n    - run: \"true\"\npublish: { image: web, channel: candidate }\n";
 
 fn team(name: &str) -> String {
     format!("apiVersion: oast/v1\nkind: Team\nname: {name}\nspec: {{}}\n")

@@ -14,6 +14,7 @@ use oast_daemon::random;
 use oast_model::digest::Digest;
 use oast_proto::v1::{InitFarmRequest, ListRunsRequest, SubmitRunRequest};
 use oast_tests::api::{Api, call};
+use oast_tests::documents::{PIPELINE, TEAM};
 use oast_tests::farm::START;
 use oast_tests::ports::Ports;
 use oast_tests::wait::{Seen, seen, until, until_blocking};
@@ -21,8 +22,6 @@ use oast_tests::{http, need};
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
-const TEAM: &str = "apiVersion: oast/v1\nkind: Team\nname: demo\nspec:\n  description: first\n";
-const PIPELINE: &str = "apiVersion: oast/v1\nname: web\nteam: demo\ntriggers:\n  - git: { branches: [main] }\nbake:\n  from: debian-12\n  steps:\n    - run: \"true\"\npublish: { image: web, channel: candidate }\n";
 /// Size of the disk in MiB: twice the log's first file and some state.
 const DISK_MIB: u32 = 96;
 const TOKEN: &str = "an-administrators-token";

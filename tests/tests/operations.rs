@@ -8,14 +8,13 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use oast_proto::v1::{GetVersionRequest, ListRunsRequest, SubmitRunRequest, WatchRunRequest};
 use oast_tests::api::{Api, call};
+use oast_tests::documents::{PIPELINE, TEAM};
 use oast_tests::farm::{Farm, KILL, Plan, START};
 use oast_tests::need;
 use oast_tests::wait::{seen, until};
 use serde_json::Value;
 use tonic::{Code, Status};
 
-const TEAM: &str = "apiVersion: oast/v1\nkind: Team\nname: demo\nspec:\n  description: first\n";
-const PIPELINE: &str = "apiVersion: oast/v1\nname: web\nteam: demo\ntriggers:\n  - git: { branches: [main] }\nbake:\n  from: debian-12\n  steps:\n    - run: \"true\"\npublish: { image: web, channel: candidate }\n";
 /// Lets a member behave like one of an older version.
 const OLDER: &str = "cluster_version_cap = 1\n";
 

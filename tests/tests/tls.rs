@@ -12,12 +12,12 @@ use oast_proto::v1::{
 };
 use oast_tests::api::{Api, call};
 use oast_tests::cli::Cli;
+use oast_tests::documents::TEAM;
 use oast_tests::farm::{Farm, Plan, START};
 use oast_tests::need;
 use oast_tests::wait::{seen, until};
 use tonic::Code;
 
-const TEAM: &str = "apiVersion: oast/v1\nkind: Team\nname: demo\nspec:\n  description: first\n";
 /// No pipeline: a worker finds that out, so that a run ends after one task and needs no network.
 const NO_PIPELINE: &str = "apiVersion: oast/v1\nname: web\n";
 /// Life of certificates in the test of renewals; a third of it is how late a renewal may be.
