@@ -93,6 +93,7 @@ shapes! {
         version: String, team: String, base: String, arch: String, digest: String, disk_size: u64,
         layers: Vec<String>, package_count: u32, run: String, commit: String, published_at_ms: u64,
         regions: Vec<String>, channels: Vec<String>, packages: Vec<Package>,
+        bills: bool, provenance: bool,
     }
     Package { name: String, version: String, arch: String }
     Fleet {

@@ -55,6 +55,7 @@ use tonic::Status;
 
 use crate::archive::Archive;
 use crate::farm::{Farm, Look};
+use crate::notary::Notary;
 use crate::secrets::Secrets;
 use auth::Caller;
 use sight::LeaderSight;
@@ -72,6 +73,8 @@ pub struct Parts {
     pub artifacts: ArtifactStore,
     /// Secrets' values.
     pub secrets: Secrets,
+    /// The farm's signing key.
+    pub notary: Notary,
     /// The leader's memory.
     pub sight: Arc<dyn LeaderSight>,
     /// Where streams and blocking reads run.

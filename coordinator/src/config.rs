@@ -53,6 +53,9 @@ pub struct CoordinatorConfig {
     pub git_dir: Option<PathBuf>,
     /// Folder of secrets' values, shared by the members. Default: `secrets` in `store_dir`.
     pub secrets_dir: Option<PathBuf>,
+    /// File with the key that signs where images came from: ed25519, PKCS #8 PEM, the same on every member. Default:
+    /// `farm-signing.pem` in `secrets_dir`, made by the first member.
+    pub signing_key_file: Option<PathBuf>,
     /// File with the secret that members show each other and that allows `InitFarm`.
     pub peer_token_file: PathBuf,
     /// Silence after which a worker's lease is taken away. Default 15s; 1s to 10m.
@@ -130,6 +133,7 @@ impl Default for CoordinatorConfig {
             store_dir: PathBuf::from("/var/lib/oast/store"),
             git_dir: None,
             secrets_dir: None,
+            signing_key_file: None,
             peer_token_file: PathBuf::from("/etc/oast/peer.token"),
             lease_ttl: TimeSpan::from_secs(15),
             heartbeat: TimeSpan::from_secs(2),

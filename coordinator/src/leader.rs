@@ -36,6 +36,7 @@ use tracing::{debug, info, warn};
 
 use crate::api::sight::{LeaderSight, WorkerSight};
 use crate::farm::{Farm, WriteError, Written};
+use crate::notary::Notary;
 use crate::secrets::Secrets;
 use desk::SessionId;
 use office::{Act, Key, Look, Note, Office, Outcome};
@@ -71,6 +72,7 @@ impl Default for Options {
 pub struct Leader {
     farm: Farm,
     secrets: Secrets,
+    notary: Notary,
     clock: SharedClock,
     tasks: Tasks,
     options: Options,
@@ -91,11 +93,18 @@ impl std::fmt::Debug for Leader {
 
 impl Leader {
     /// A leader's part that waits for leadership.
-    pub fn new(farm: Farm, secrets: Secrets, tasks: Tasks, options: Options) -> Arc<Leader> {
+    pub fn new(
+        farm: Farm,
+        secrets: Secrets,
+        notary: Notary,
+        tasks: Tasks,
+        options: Options,
+    ) -> Arc<Leader> {
         let clock = farm.clock().clone();
         Arc::new(Leader {
             farm,
             secrets,
+            notary,
             clock,
             tasks,
             options,

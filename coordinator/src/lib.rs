@@ -13,6 +13,7 @@ mod gauges;
 pub mod git;
 mod join;
 pub mod leader;
+pub mod notary;
 pub mod operations;
 pub mod ports;
 mod retention;

@@ -39,6 +39,7 @@ use crate::git;
 use crate::join::{self, WhoError};
 use crate::leader::sessions::WorkerService;
 use crate::leader::{self, Leader};
+use crate::notary::{Notary, NotaryError};
 use crate::operations::{space, version};
 use crate::ports::{self, Ports, PortsError};
 use crate::retention::Keeper;
@@ -89,6 +90,9 @@ pub enum RunError {
     /// The folder of secrets cannot be used.
     #[error(transparent)]
     Secrets(SecretError),
+    /// The signing key cannot be used.
+    #[error(transparent)]
+    Notary(NotaryError),
     /// The store's path cannot be used.
     #[error("the artifact store's path {} is no UTF-8", path.display())]
     StorePath {
@@ -166,6 +170,14 @@ pub async fn run(
     let farm =
         Farm::new(handle.clone(), peer_token.expose(), clock.clone()).dialing(ports.dialer());
     let secrets = Secrets::open(&config.secrets_dir()).map_err(RunError::Secrets)?;
+    let store_dir =
+        Utf8PathBuf::try_from(config.store_dir.clone()).map_err(|err| RunError::StorePath {
+            path: err.into_path_buf(),
+        })?;
+    let artifacts = ArtifactStore::open(&store_dir).map_err(RunError::Store)?;
+    let given = config.signing_key_file.as_deref();
+    let notary = Notary::open(given, &config.secrets_dir(), artifacts.clone());
+    let notary = notary.map_err(RunError::Notary)?;
     let options = leader::Options {
         lease_ttl: config.lease_ttl.duration(),
         heartbeat: config.heartbeat.duration(),
@@ -173,7 +185,13 @@ pub async fn run(
             reserve: config.reserve_slots,
         },
     };
-    let leader = Leader::new(farm.clone(), secrets.clone(), tasks.clone(), options);
+    let leader = Leader::new(
+        farm.clone(),
+        secrets.clone(),
+        notary.clone(),
+        tasks.clone(),
+        options,
+    );
     tasks.spawn(
         "leader",
         TaskKind::SERVICE,
@@ -185,11 +203,6 @@ pub async fn run(
     let keeper = version::run(farm.clone(), supported, shutdown.clone());
     tasks.spawn("cluster-version", TaskKind::SERVICE, keeper);
 
-    let store_dir =
-        Utf8PathBuf::try_from(config.store_dir.clone()).map_err(|err| RunError::StorePath {
-            path: err.into_path_buf(),
-        })?;
-    let artifacts = ArtifactStore::open(&store_dir).map_err(RunError::Store)?;
     let (history, index) = (handle.clone(), config.data_dir.join("index"));
     let archive = tasks
         .blocking("open-index", move || {
@@ -205,6 +218,7 @@ pub async fn run(
         archive,
         artifacts,
         secrets: secrets.clone(),
+        notary,
         sight: leader.clone(),
         tasks: tasks.clone(),
         peer_token,

@@ -69,4 +69,20 @@ pub struct BakedImage {
     pub packages: Digest,
     /// How many packages are installed.
     pub package_count: u32,
+    /// Its bills of material. None of an image that was baked before there were any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bills: Option<Bills>,
+    /// Address of the signed statement of where it came from. The leader signs, so what a worker
+    /// puts here never counts. None of an image that was baked before there was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provenance: Option<Digest>,
+}
+
+/// Addresses of an image's bills of material.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bills {
+    /// CycloneDX 1.6, JSON.
+    pub cyclonedx: Digest,
+    /// SPDX 2.3, JSON.
+    pub spdx: Digest,
 }

@@ -417,6 +417,10 @@ pub enum Outcome {
 /// What a task produced.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "it is always behind the box of `Outcome::Succeeded`"
+)]
 pub enum Output {
     /// Of a source task.
     Source(Box<SourceOutput>),

@@ -4,6 +4,7 @@
 //! `image`, namespaces in `sandbox`; nothing here talks to the coordinator.
 
 pub mod base;
+mod bill;
 pub mod cache;
 pub mod disk;
 pub mod engine;

@@ -30,6 +30,7 @@ pub mod vhd;
 
 pub use check::{CheckError, Checked, check};
 pub use disk::{DiskError, DiskInfo, DiskOptions, Tools, build, patch};
+pub(crate) use merged::Merged;
 pub use packages::{Package, installed_packages};
 pub use vhd::{VhdError, make_fixed_vhd};
 

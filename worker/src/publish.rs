@@ -1,8 +1,8 @@
 //! Makes an image usable in a region.
 //!
 //! In this first form every region reads the one artifact store, so publishing proves that the
-//! store holds the whole image: each layer's manifest, index and contents, the disk and the
-//! package list, down to the last chunk.
+//! store holds the whole image: each layer's manifest, index and contents, the disk, the
+//! package list, the bills of material and the provenance, down to the last chunk.
 
 use oast_artifacts::{ArtifactStore, Digest, StoreError};
 use oast_model::bake::BakedImage;
@@ -43,7 +43,16 @@ pub fn check(store: &ArtifactStore, image: &BakedImage) -> Result<(), PublishErr
         present(store, record.data, || format!("content of layer {place}"))?;
     }
     present(store, image.disk, || "disk".to_owned())?;
-    present(store, image.packages, || "package list".to_owned())
+    present(store, image.packages, || "package list".to_owned())?;
+    let bills = image.bills.iter();
+    let bills = bills.flat_map(|bills| [bills.cyclonedx, bills.spdx]);
+    for (blob, what) in bills
+        .map(|blob| (blob, "bill of material"))
+        .chain(image.provenance.map(|blob| (blob, "provenance")))
+    {
+        present(store, blob, || what.to_owned())?;
+    }
+    Ok(())
 }
 
 fn present(

@@ -18,6 +18,7 @@ use crate::workspace::Workspace;
 
 mod apt;
 mod counts;
+mod judges;
 mod needs;
 mod process;
 mod quickstart;

@@ -13,6 +13,9 @@ use crate::output::{Output, ago, bytes, count, facts, plain, short, table};
 use crate::shape;
 
 mod export;
+mod proof;
+
+pub use proof::vouched;
 
 /// Look at images and take them away
 #[derive(Debug, clap::Args)]
@@ -46,6 +49,30 @@ enum Command {
         #[command(flatten)]
         output: Output,
     },
+    /// Print what a version is made of
+    Sbom {
+        /// web (the newest), web:3 or web@channel
+        #[arg(value_name = "NAME[:V|@CHANNEL]")]
+        version: String,
+        /// The form
+        #[arg(long, value_enum, default_value_t = proof::Form::Cyclonedx)]
+        format: proof::Form,
+        #[command(flatten)]
+        connect: Connect,
+    },
+    /// Print the signed statement of where a version came from (in-toto, SLSA v1)
+    Provenance {
+        /// web (the newest), web:3 or web@channel
+        #[arg(value_name = "NAME[:V|@CHANNEL]")]
+        version: String,
+        /// The public key that judges it, instead
+        #[arg(long)]
+        key: bool,
+        #[command(flatten)]
+        connect: Connect,
+    },
+    /// Prove that a version is what the farm signed: its disk, its bills of material, its origin
+    Verify(proof::Verify),
     /// Write a version's disk to a file
     Export {
         /// web (the newest), web:3 or web@channel
@@ -65,7 +92,7 @@ enum Command {
     },
 }
 
-/// Lists, shows or exports.
+/// Lists, shows, exports or proves.
 pub fn run(args: &Args) -> anyhow::Result<Exit> {
     block_on(async {
         match &args.command {
@@ -80,6 +107,26 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
                 connect,
                 output,
             } => show(connect, *output, version, *packages).await,
+            Command::Sbom {
+                version,
+                format,
+                connect,
+            } => {
+                let document = match format {
+                    proof::Form::Cyclonedx => "cyclonedx",
+                    proof::Form::Spdx => "spdx",
+                };
+                proof::print(connect, version, document).await
+            }
+            Command::Provenance {
+                version,
+                key,
+                connect,
+            } => {
+                let document = if *key { "key" } else { "provenance" };
+                proof::print(connect, version, document).await
+            }
+            Command::Verify(args) => proof::judge(args).await,
             Command::Export {
                 version,
                 format,
@@ -249,6 +296,10 @@ async fn get(client: &Client, version: &str) -> Result<v1::ImageVersion, tonic::
         .await
 }
 
+fn yes(is: bool) -> String {
+    if is { "CycloneDX, SPDX" } else { "none" }.to_owned()
+}
+
 fn detail(version: &shape::ImageVersion, packages: bool) -> String {
     let mut text = facts(&[
         ("Version", version.version.clone()),
@@ -260,6 +311,15 @@ fn detail(version: &shape::ImageVersion, packages: bool) -> String {
         ("blake3", version.digest.clone()),
         ("Layers", version.layers.len().to_string()),
         ("Packages", version.package_count.to_string()),
+        ("SBOM", yes(version.bills)),
+        (
+            "Provenance",
+            if version.provenance {
+                "signed".to_owned()
+            } else {
+                "none".to_owned()
+            },
+        ),
         ("Regions", version.regions.join(", ")),
         ("Run", version.run.clone()),
         ("Commit", version.commit.clone()),

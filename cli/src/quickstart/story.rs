@@ -165,6 +165,10 @@ impl Stage {
                 chapter.run.details.join("\n")
             );
         }
+        if good {
+            let line = crate::command::image::vouched(&self.client, &chapter.run.version).await?;
+            self.ui.say(format!("  {line}"));
+        }
         self.settled_on(wanted).await?;
         chapter.settled = clock.monotonic() - pushed;
         self.ui.say(format!(

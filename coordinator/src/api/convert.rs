@@ -207,6 +207,8 @@ pub(super) fn version(version: &ImageVersion, image: Option<&ImageRecord>) -> v1
             .map(|(channel, _)| channel.to_string())
             .collect(),
         packages: Vec::new(),
+        bills: version.image.bills.is_some(),
+        provenance: version.image.provenance.is_some(),
     }
 }
 

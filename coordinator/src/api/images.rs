@@ -15,9 +15,13 @@ use super::auth::{Caller, caller};
 use super::page::Page;
 use super::runs::{optional_name, parse};
 use super::{Answers, Api, convert, page, status};
+use crate::notary::BILL_MAX;
 
 /// Largest list of an image's packages.
 const PACKAGES_BYTES: u64 = 64 << 20;
+
+/// Bytes of a document in one message.
+const PART: usize = 1 << 20;
 
 /// Versions of an image in a list unless asked for fewer or more.
 const VERSIONS: usize = 20;
@@ -120,6 +124,48 @@ impl Images for Api {
         Ok(Response::new(message))
     }
 
+    type ReadDocumentStream = Answers<v1::ExportChunk>;
+
+    async fn read_document(
+        &self,
+        request: tonic::Request<v1::ReadDocumentRequest>,
+    ) -> Result<Response<Answers<v1::ExportChunk>>, Status> {
+        let caller = caller(&request)?;
+        let asked = request.into_inner();
+        let view = self.farm.read().await?;
+        let image = find(&view, &asked.version, &caller)?.image.clone();
+        let blob = match asked.document.as_str() {
+            "cyclonedx" => image.bills.map(|bills| bills.cyclonedx),
+            "spdx" => image.bills.map(|bills| bills.spdx),
+            "provenance" => image.provenance,
+            "key" => {
+                let key = self.notary.public().to_pem();
+                return Ok(Response::new(self.document(key.into_bytes())));
+            }
+            _ => {
+                let known = "one of cyclonedx, spdx, provenance, key";
+                return Err(status::invalid("document", known));
+            }
+        };
+        let Some(blob) = blob else {
+            let message = format!(
+                "{} was baked before versions had a document `{}`; bake it again",
+                asked.version, asked.document
+            );
+            return Err(status::error(
+                Code::FailedPrecondition,
+                "NO_DOCUMENT",
+                message,
+            ));
+        };
+        let store = self.artifacts.clone();
+        let bytes = self
+            .blocking("read-document", move || store.read_blob(blob, BILL_MAX))
+            .await?
+            .map_err(|err| status::internal(&err))?;
+        Ok(Response::new(self.document(bytes)))
+    }
+
     type ExportImageStream = Answers<v1::ExportChunk>;
 
     async fn export_image(
@@ -198,6 +244,30 @@ impl Images for Api {
                 Ok(())
             },
         )))
+    }
+}
+
+impl Api {
+    fn document(&self, bytes: Vec<u8>) -> Answers<v1::ExportChunk> {
+        self.stream("read-document", move |sender| async move {
+            let header = Content::Header(v1::ExportHeader {
+                size: bytes.len() as u64,
+                digest: blake3::hash(&bytes).to_string(),
+            });
+            let bytes = bytes::Bytes::from(bytes);
+            let parts = (0..bytes.len())
+                .step_by(PART)
+                .map(|at| Content::Data(bytes.slice(at..bytes.len().min(at + PART))));
+            for content in std::iter::once(header).chain(parts) {
+                let chunk = v1::ExportChunk {
+                    content: Some(content),
+                };
+                if sender.send(Ok(chunk)).await.is_err() {
+                    break;
+                }
+            }
+            Ok(())
+        })
     }
 }
 

@@ -26,7 +26,7 @@ const RETRY: Duration = Duration::from_secs(1);
 const RETRY_FULL: Duration = Duration::from_secs(60);
 
 /// Every reason there is, with its code.
-pub const REASONS: [(&str, Code); 41] = [
+pub const REASONS: [(&str, Code); 42] = [
     ("ADDRESS_TAKEN", Code::AlreadyExists),
     ("ANOTHER_EPOCH", Code::OutOfRange),
     ("BOOTSTRAP", Code::PermissionDenied),
@@ -51,6 +51,7 @@ pub const REASONS: [(&str, Code); 41] = [
     ("NOT_INVITED", Code::FailedPrecondition),
     ("NOT_READY", Code::FailedPrecondition),
     ("NO_CERTIFICATE", Code::Unauthenticated),
+    ("NO_DOCUMENT", Code::FailedPrecondition),
     ("NO_ISSUER", Code::FailedPrecondition),
     ("NO_LEADER", Code::Unavailable),
     ("NO_QUORUM", Code::FailedPrecondition),

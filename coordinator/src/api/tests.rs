@@ -53,6 +53,7 @@ use crate::consensus::replica::Role;
 use crate::consensus::transport::grpc::PeerServer;
 use crate::consensus::transport::memory::MemoryNetwork;
 use crate::farm::Farm;
+use crate::notary::Notary;
 use crate::secrets::Secrets;
 
 /// Longer than anything here takes on a busy machine.
@@ -187,6 +188,7 @@ impl Member {
             archive: Archive::open(handle.clone(), &folder.path().join("index")).unwrap(),
             artifacts: artifacts.clone(),
             secrets: Secrets::open(&folder.path().join("secrets")).unwrap(),
+            notary: Notary::open(None, &folder.path().join("secrets"), artifacts.clone()).unwrap(),
             sight: eye.clone(),
             tasks: tasks.clone(),
             peer_token: Secret::new(BOOTSTRAP.to_owned()),

@@ -10,12 +10,13 @@
 //! ([`Replica::propose`](crate::consensus::replica::Replica::propose)), and ends the session before
 //! the next group goes.
 
+use oast_model::bake::BakedImage;
 use oast_model::codec;
-use oast_model::ids::Seq;
+use oast_model::ids::{Seq, Token};
 use oast_model::ledger::{Command, Request};
 use oast_model::names::WorkerName;
 use oast_model::principal::Principal;
-use oast_model::task::Report;
+use oast_model::task::{Outcome as Ended, Output, Report};
 use oast_proto::worker::v1 as wire;
 use tokio::sync::mpsc;
 use tonic::Status;
@@ -30,10 +31,53 @@ use crate::farm::WriteError;
 /// Most reports that go together, and that wait meanwhile.
 const GROUP_MAX: usize = 256;
 
+/// A report that was read.
+pub(super) struct Said {
+    number: u64,
+    token: u64,
+    body: Report,
+}
+
+impl Said {
+    /// Reads one as it came.
+    ///
+    /// # Errors
+    /// It is no report of this version.
+    pub(super) fn read(report: &wire::Report) -> Result<Said, Status> {
+        let body = codec::decode(&report.body);
+        Ok(Said {
+            number: report.number,
+            token: report.token,
+            body: body.map_err(|err| Status::invalid_argument(err.to_string()))?,
+        })
+    }
+
+    /// The lease that it speaks of.
+    pub(super) fn token(&self) -> Token {
+        Seq::from_u64(self.token)
+    }
+
+    /// The image that it brings.
+    pub(super) fn image(&self) -> Option<&BakedImage> {
+        match &self.body {
+            Report::Finished(Ended::Succeeded(output)) => match &**output {
+                Output::Baked(image) => Some(image),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    /// Puts another ending in its place.
+    pub(super) fn end(&mut self, outcome: Ended) {
+        self.body = Report::Finished(outcome);
+    }
+}
+
 /// Reports of one session.
 pub(super) struct Reports {
     worker: WorkerName,
-    waiting: Vec<wire::Report>,
+    waiting: Vec<Said>,
     /// Number and lease of those on their way.
     proposed: Vec<(u64, u64)>,
     missing: usize,
@@ -56,8 +100,13 @@ impl Reports {
         self.waiting.len() < GROUP_MAX
     }
 
-    pub(super) fn push(&mut self, report: wire::Report) {
+    pub(super) fn push(&mut self, report: Said) {
         self.waiting.push(report);
+    }
+
+    /// Whether everything that was pushed is in the log and acknowledged.
+    pub(super) fn idle(&self) -> bool {
+        self.waiting.is_empty() && !self.under_way()
     }
 
     /// Whether some are on their way.
@@ -66,24 +115,19 @@ impl Reports {
     }
 
     /// Proposes what waits, unless others are on their way.
-    ///
-    /// # Errors
-    /// One cannot be read; none of its group goes.
-    pub(super) fn propose(&mut self, log: &Handle<LedgerMachine>) -> Result<(), Status> {
+    pub(super) fn propose(&mut self, log: &Handle<LedgerMachine>) {
         if self.under_way() || self.waiting.is_empty() {
-            return Ok(());
+            return;
         }
         let mut commands = Vec::with_capacity(self.waiting.len());
         self.proposed.clear();
         for (place, report) in (0..).zip(self.waiting.drain(..)) {
-            let body: Report = codec::decode(&report.body)
-                .map_err(|err| Status::invalid_argument(err.to_string()))?;
             let request = Request {
                 principal: Principal::worker(self.worker.as_str()),
                 request_id: None,
                 command: Command::Report {
                     token: Seq::from_u64(report.token),
-                    report: Box::new(body),
+                    report: Box::new(report.body),
                 },
             };
             commands.push((place, LedgerMachine::encode(&request)));
@@ -93,7 +137,6 @@ impl Reports {
         let (sender, outcomes) = mpsc::channel(commands.len());
         log.propose_many(commands, &sender);
         self.outcomes = Some(outcomes);
-        Ok(())
     }
 
     /// Waits for some of those on their way and acknowledges them in their order. Cancel-safe.

@@ -7,14 +7,17 @@ use std::time::Duration;
 
 use oast_daemon::clock::timeout;
 use oast_daemon::task::TaskKind;
+use oast_daemon::telemetry::chain;
 use oast_daemon::tls::{Name, Role};
+use oast_model::bake::BakedImage;
 use oast_model::codec;
 use oast_model::fleet::Observation;
-use oast_model::ids::Seq;
+use oast_model::ids::{Seq, Token};
 use oast_model::ledger::Command;
 use oast_model::names::{FleetName, WorkerName};
 use oast_model::principal::PrincipalKind;
 use oast_model::schedule::Session;
+use oast_model::task::{Outcome, Output};
 use oast_proto::worker::v1 as wire;
 use oast_proto::worker::v1::from_worker::Message as From;
 use oast_proto::worker::v1::to_worker::Message as To;
@@ -27,7 +30,8 @@ use tracing::{info, warn};
 
 use super::Leader;
 use super::desk::{Connected, SessionId};
-use super::reports::Reports;
+use super::reports::{Reports, Said};
+use crate::notary;
 
 /// Messages that may wait for a slow worker before its session is ended.
 const OUTBOX: usize = 256;
@@ -232,7 +236,7 @@ impl Leader {
         let mut reports = Reports::of(worker);
         let mut open = true;
         while open || reports.under_way() {
-            reports.propose(self.farm.handle())?;
+            reports.propose(self.farm.handle());
             let message = tokio::select! {
                 // Biased: acknowledgements make room, and there is an end to them.
                 biased;
@@ -274,11 +278,59 @@ impl Leader {
                     )
                     .await?;
                 }
-                From::Report(report) => reports.push(report),
+                From::Report(report) => {
+                    let mut said = Said::read(&report)?;
+                    if let Some(image) = said.image().cloned() {
+                        // What the ledger knows of the layers is signed, so it must know all of them.
+                        while !reports.idle() {
+                            reports.propose(self.farm.handle());
+                            for ack in reports.settle().await? {
+                                say(to, To::Ack(ack)).await?;
+                            }
+                        }
+                        said.end(self.vouch(worker, said.token(), image).await);
+                    }
+                    reports.push(said);
+                }
                 From::Observation(observation) => self.note_observation(id, observation),
             }
         }
         Ok(())
+    }
+
+    /// A bake's ending with the signed statement of where the image came from. Without a signature it is no image: that is our
+    /// fault, so the task is tried again.
+    async fn vouch(&self, worker: &WorkerName, token: Token, mut image: BakedImage) -> Outcome {
+        image.provenance = None;
+        let view = self.farm.view();
+        if !view.has_version(notary::SINCE) {
+            // A member of the version before would forget it, and its state would differ.
+            image.bills = None;
+            return Outcome::Succeeded(Box::new(Output::Baked(image)));
+        }
+        let case = notary::case(&view, token, worker, &image);
+        drop(view);
+        // None: the lease is over, and the ledger refuses the report.
+        if let Some(case) = case {
+            let (notary, baked) = (self.notary.clone(), image.clone());
+            let signing = self
+                .tasks
+                .blocking("vouch", move || notary.vouch(case, &baked));
+            let signed = match signing.await {
+                Ok(Ok(address)) => Ok(address),
+                Ok(Err(err)) => Err(chain(&err).to_string()),
+                Err(lost) => Err(chain(&lost).to_string()),
+            };
+            match signed {
+                Ok(address) => image.provenance = Some(address),
+                Err(why) => {
+                    let reason = format!("sign the image's provenance: {why}");
+                    warn!(worker_id = %worker, lease_token = %token, reason, "An image was not signed.");
+                    return Outcome::Errored { reason };
+                }
+            }
+        }
+        Outcome::Succeeded(Box::new(Output::Baked(image)))
     }
 
     fn note_observation(&self, id: SessionId, message: wire::Observation) {

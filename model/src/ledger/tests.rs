@@ -302,6 +302,8 @@ impl World {
                     disk_digest: Digest::of(b"raw"),
                     packages: Digest::of(b"packages"),
                     package_count: 1,
+                    bills: None,
+                    provenance: None,
                 })
             }
             Work::Test { .. } => Output::Tested(Vec::new()),

@@ -16,8 +16,12 @@ use std::io;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use oast_artifacts::{ArtifactStore, Digest, StoreError};
+use oast_attest::sbom;
+use oast_model::bake::Bills;
+use oast_model::pipeline::Arch;
 use serde::{Deserialize, Serialize};
 
+use super::bill;
 use super::cache::{CacheError, open_folder};
 use super::layer::UnpackedLayer;
 use super::whole::{self, Values};
@@ -75,6 +79,8 @@ pub struct Made {
     pub packages: Digest,
     /// How many packages.
     pub package_count: u32,
+    /// The bills of material.
+    pub bills: Bills,
 }
 
 /// The cache of disks.
@@ -97,6 +103,12 @@ pub struct Chain {
     pub tools: Tools,
     /// Name of an instance that is given none.
     pub hostname: String,
+    /// What it was made from, such as `debian-12`.
+    pub base: String,
+    /// The machine it is for.
+    pub arch: Arch,
+    /// Places of the layers that `copy` steps made, each with the blob of its contents.
+    pub copied: Vec<(usize, Digest)>,
 }
 
 impl Chain {
@@ -126,7 +138,10 @@ impl Chain {
     }
 }
 
-fn at<'a>(doing: &'static str, path: &'a Utf8Path) -> impl FnOnce(io::Error) -> MakeError + 'a {
+pub(super) fn at<'a>(
+    doing: &'static str,
+    path: &'a Utf8Path,
+) -> impl FnOnce(io::Error) -> MakeError + 'a {
     move |err| MakeError::Io {
         doing,
         path: path.to_owned(),
@@ -212,7 +227,14 @@ impl Disks {
     fn known(&self, chain: &Chain, count: usize) -> Option<Made> {
         let bytes = fs::read(self.path(chain, count, "json")).ok()?;
         let made: Made = serde_json::from_slice(&bytes).ok()?;
-        (self.store.has(made.disk) && self.store.has(made.packages)).then_some(made)
+        let Made {
+            disk,
+            packages,
+            bills: Bills { cyclonedx, spdx },
+            ..
+        } = made;
+        let all = [disk, packages, cyclonedx, spdx];
+        all.iter().all(|blob| self.store.has(*blob)).then_some(made)
     }
 
     fn store_disk(
@@ -230,12 +252,18 @@ impl Disks {
         let (digest, values) =
             whole::hash(&file, &manifest, before.as_ref()).map_err(at("read", path))?;
         let list = serde_json::to_vec(packages).expect("packages are texts");
+        let bom = bill::collect(&self.store, chain, digest)?;
+        let bills = Bills {
+            cyclonedx: self.store.put_bytes(&sbom::cyclonedx(&bom))?.blob,
+            spdx: self.store.put_bytes(&sbom::spdx(&bom))?.blob,
+        };
         let made = Made {
             disk: stored.blob,
             size: manifest.len(),
             digest,
             packages: self.store.put_bytes(&list)?.blob,
             package_count: u32::try_from(packages.len()).unwrap_or(u32::MAX),
+            bills,
         };
         let count = chain.layers.len();
         // Both only save time later; a torn one is noticed when it is read.

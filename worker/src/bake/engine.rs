@@ -130,6 +130,8 @@ struct Baking<'a> {
     request: &'a Request,
     tree: Tree,
     keyring: Option<Digest>,
+    /// Digest of the verified package indices, once they were asked.
+    indices: Option<String>,
     /// Removed with the attempt.
     folder: tempfile::TempDir,
     /// Known layers of this bake, by key.
@@ -181,6 +183,7 @@ impl Engine {
             request: &request,
             tree,
             keyring,
+            indices: None,
             folder,
             known: BTreeMap::new(),
             finished: request.done.clone(),
@@ -340,7 +343,7 @@ impl Baking<'_> {
             .ok_or_else(|| Halt::errored("the data directory's path is not UTF-8"))
     }
 
-    async fn base_key(&self, context: &BaseContext) -> Result<Digest, Halt> {
+    async fn base_key(&mut self, context: &BaseContext) -> Result<Digest, Halt> {
         let request = self.base_request()?;
         let resolved = base::resolve(&request, context)
             .await
@@ -353,12 +356,14 @@ impl Baking<'_> {
                 resolved.packages.len()
             ),
         );
-        Ok(key::base(
+        let key = key::base(
             self.scope(),
             &self.request.bake,
             self.keyring,
             &resolved.index_digest,
-        ))
+        );
+        self.indices = Some(resolved.index_digest);
+        Ok(key)
     }
 
     /// The keys of all steps, the base first. Steps without a layer have their parent's.
@@ -501,9 +506,11 @@ impl Baking<'_> {
         let store = self.engine.store.clone();
         let layers = self.engine.layers.clone();
         let log = self.attempt.log.clone();
+        let inputs = self.inputs(place);
         let packing = move || -> Result<(LayerRecord, Digest), Halt> {
-            let (record, index) =
+            let (mut record, index) =
                 pack(&store, &upper, &options).map_err(|err| Halt::error(&err))?;
+            record.inputs = inputs;
             // Durable chunks first, the manifest last, the report after both.
             let address = manifest::put(&store, &record).map_err(|err| Halt::error(&err))?;
             layers.adopt(address, &record, index, &upper)?;
@@ -522,6 +529,26 @@ impl Baking<'_> {
         };
         self.engine.here.put(&layer);
         Ok(layer)
+    }
+
+    /// What determines a step's layer beside the layers below and the step itself.
+    fn inputs(&self, place: usize) -> BTreeMap<String, String> {
+        let mut inputs = BTreeMap::new();
+        match place.checked_sub(1) {
+            None => {
+                let indices = self.indices.clone();
+                inputs.extend(indices.map(|digest| ("packageIndices".to_owned(), digest)));
+                let keyring = self.keyring.map(|digest| digest.to_string());
+                inputs.extend(keyring.map(|digest| ("keyring".to_owned(), digest)));
+            }
+            Some(step) => {
+                if let Action::Copy(files) = &self.request.bake.steps[step].action {
+                    let from = self.tree.digest_under(normal_path(&files.from));
+                    inputs.extend(from.map(|digest| (files.from.clone(), digest.to_string())));
+                }
+            }
+        }
+        inputs
     }
 
     async fn make_base(&self, context: &BaseContext) -> Result<Utf8PathBuf, Halt> {
@@ -633,6 +660,23 @@ impl Baking<'_> {
             .map_or(1, |place| place + 1)
     }
 
+    /// Places among the distinct layers of those that `copy` steps made, with the blobs of their contents.
+    fn copied(&self) -> Result<Vec<(usize, Digest)>, Halt> {
+        let layers = self.distinct();
+        let steps = self.request.bake.steps.iter().zip(&self.finished[1..]);
+        let mut copied = Vec::new();
+        for (step, layer) in steps {
+            if !matches!(step.action, Action::Copy(_)) {
+                continue;
+            }
+            let record = manifest::get(&self.engine.store, layer.manifest);
+            let record = record.map_err(|err| Halt::error(&err))?;
+            let place = layers.iter().position(|distinct| distinct.key == layer.key);
+            copied.extend(place.map(|place| (place, record.data)));
+        }
+        Ok(copied)
+    }
+
     /// Makes the disk of the finished layers.
     async fn image(&self, context: &BaseContext) -> Result<BakedImage, Halt> {
         let layers = self.below().await?;
@@ -643,6 +687,9 @@ impl Baking<'_> {
             size: self.request.bake.disk.size.map(|size| size.bytes()),
             tools,
             hostname: self.request.image.clone(),
+            base: self.request.bake.from.to_string(),
+            arch: self.request.bake.arch,
+            copied: self.copied()?,
         };
         let disks = self.engine.disks.clone();
         let log = self.attempt.log.clone();
@@ -680,6 +727,9 @@ impl Baking<'_> {
             disk_digest: made.digest,
             packages: made.packages,
             package_count: made.package_count,
+            bills: Some(made.bills),
+            // The leader signs what the ledger knows.
+            provenance: None,
         })
     }
 

@@ -18,6 +18,8 @@ mod key;
 mod pack;
 mod unpack;
 
+use std::collections::BTreeMap;
+
 use camino::Utf8PathBuf;
 use oast_artifacts::Digest;
 use serde::{Deserialize, Serialize};
@@ -42,6 +44,9 @@ pub struct LayerRecord {
     pub size: u64,
     /// Number of paths.
     pub entries: u64,
+    /// What entered the key beside the step itself, by name: digests as text. Whoever signs where an image came from names them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub inputs: BTreeMap<String, String>,
 }
 
 /// A layer on this worker's disk.

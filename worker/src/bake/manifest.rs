@@ -58,6 +58,7 @@ mod tests {
             data: Digest::of(b"data"),
             size: 7,
             entries: 2,
+            inputs: std::collections::BTreeMap::new(),
         };
         let address = put(&store, &record).unwrap();
         assert_eq!(get(&store, address).unwrap(), record);

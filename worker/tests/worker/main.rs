@@ -287,6 +287,26 @@ fn source_of(outcome: Outcome) -> Result<SourceOutput> {
     }
 }
 
+/// The bill of material in the store names every package, and the files that were copied with their right hashes.
+fn billed(store: &ArtifactStore, image: &BakedImage, files: usize) -> Result<()> {
+    let bills = image.bills.context("the image has no bills of material")?;
+    let bill = store.read_blob(bills.cyclonedx, 64 << 20)?;
+    let bill: serde_json::Value = serde_json::from_slice(&bill)?;
+    let parts = bill["components"].as_array().context("no components")?;
+    let of = |kind: &str| parts.iter().filter(|part| part["type"] == kind).count();
+    ensure!(of("library") == image.package_count as usize, "{bill}");
+    ensure!(of("file") >= files, "{bill}");
+    let licensed = parts.iter().filter(|part| part.get("licenses").is_some());
+    // Most of Debian's copyright files are machine-readable.
+    ensure!(
+        licensed.count() * 2 > image.package_count as usize,
+        "{bill}"
+    );
+    ensure!(bill["metadata"]["component"]["hashes"][0]["content"] == image.disk_digest.to_string());
+    store.verify(bills.spdx)?;
+    Ok(())
+}
+
 fn baked(outcome: Outcome) -> Result<BakedImage> {
     match succeeded(outcome)? {
         Output::Baked(image) => Ok(image),
@@ -429,6 +449,7 @@ async fn bakes(root: &Utf8Path) -> Result<()> {
     let image = baked(outcome)?;
     println!("cold bake: {:.1} s", began.elapsed().as_secs_f64());
     ensure!(image.package_count > 50, "{image:?}");
+    billed(&farm.store, &image, 1)?;
 
     let began = Instant::now();
     let tests = farm.assignment(Work::Test {
@@ -461,6 +482,8 @@ async fn bakes(root: &Utf8Path) -> Result<()> {
     let outcome = leader.outcome(second.token).await?;
     println!("{}", farm.log(&second)?);
     let again = baked(outcome)?;
+    billed(&farm.store, &again, 1)?;
+    ensure!(again.bills != image.bills, "another disk has another bill");
     println!(
         "second bake: source {:.2} s, all {:.2} s",
         fetched.as_secs_f64(),

@@ -60,6 +60,12 @@ pub const NFT: Need = Need {
     why: "cuts them off, one direction at a time",
 };
 
+pub const PYTHON: Need = Need {
+    what: "python3",
+    package: "python3-venv",
+    why: "runs the tools of others that judge our bills of material and signatures",
+};
+
 impl Need {
     fn present(&self) -> bool {
         match self.what.starts_with('/') {
@@ -71,7 +77,7 @@ impl Need {
 
 /// Everything that some suite needs.
 pub const ALL: &[&Need] = &[
-    &GIT, &UIDMAP, &E2FSPROGS, &QEMU_IMG, &QEMU, &OVMF, &IP, &NFT,
+    &GIT, &UIDMAP, &E2FSPROGS, &QEMU_IMG, &QEMU, &OVMF, &IP, &NFT, &PYTHON,
 ];
 
 /// Installs what is missing where that is allowed; returns what is missing still.

@@ -7,9 +7,9 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::counts::Counts;
-use super::needs::{E2FSPROGS, GIT, IP, NFT, Need, OVMF, QEMU, QEMU_IMG, UIDMAP};
+use super::needs::{E2FSPROGS, GIT, IP, NFT, Need, OVMF, PYTHON, QEMU, QEMU_IMG, UIDMAP};
 use super::quickstart::{self, Who};
-use super::{Row, process};
+use super::{Row, judges, process};
 use crate::command::{cargo, in_ci, output};
 use crate::sim;
 use crate::workspace::Workspace;
@@ -19,6 +19,9 @@ const BUILD_LIMIT: Duration = Duration::from_secs(45 * 60);
 
 /// Longest time for one suite.
 const SUITE_LIMIT: Duration = Duration::from_secs(20 * 60);
+
+/// The test target of `attest` that asks other people's tools.
+const JUDGES: &str = "judges";
 
 /// The crate whose test targets are suites of their own: they start real processes.
 const SCENARIOS: &str = "oast-tests";
@@ -34,6 +37,8 @@ pub struct Suite {
 enum Kind {
     /// Test targets, selected by cargo's own flags.
     Tests(Vec<String>),
+    /// The test target that asks other people's tools, which are installed for it.
+    Judged,
     /// A test target with a `main` of its own (`harness = false`), which is the process that
     /// namespaces are made from and speaks no runner's protocol.
     OwnMain { target: String },
@@ -59,6 +64,8 @@ pub fn all(workspace: &Workspace) -> Vec<Suite> {
         {
             if package.name == SCENARIOS {
                 scenarios.push(target.name.clone());
+            } else if target.name == JUDGES {
+                // A suite of its own, below.
             } else if without_harness.contains(&target.name) {
                 own_mains.push((package.name.clone(), target.name.clone()));
             } else {
@@ -73,6 +80,12 @@ pub fn all(workspace: &Workspace) -> Vec<Suite> {
             about: "unit, property and golden tests of every crate",
             needs: &[&GIT, &UIDMAP, &E2FSPROGS, &QEMU_IMG],
             kind: Kind::Tests(unit),
+        },
+        Suite {
+            name: JUDGES.to_owned(),
+            about: "bills of material and signatures, judged by other people's tools",
+            needs: &[&PYTHON],
+            kind: Kind::Judged,
         },
         Suite {
             name: "doc".to_owned(),
@@ -160,6 +173,15 @@ impl Suite {
         let _ = std::fs::remove_file(&skips);
         let mut command = match &self.kind {
             Kind::Tests(targets) => runner(targets),
+            Kind::Judged => {
+                let mut judged = runner(&["--test".to_owned(), JUDGES.to_owned()]);
+                match judges::provide(workspace) {
+                    Ok(bin) => drop(judged.env("OAST_JUDGES", bin)),
+                    // The tests then say that they are skipped, or fail where nothing may be.
+                    Err(error) => println!("test: judges: {error:#}"),
+                }
+                judged
+            }
             Kind::OwnMain { target } => {
                 let mut own = cargo();
                 // The whole workspace, so that no dependency gets other features than it has.

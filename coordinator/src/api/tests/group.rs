@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use oast_daemon::clock::{Clock, SystemClock, timeout};
-use oast_model::bake::BakedImage;
+use oast_model::bake::{BakedImage, Bills};
 use oast_model::digest::Digest;
 use oast_model::fleet::Observation;
 use oast_model::ledger::{Answer, Command, Request as Write};
@@ -20,6 +20,7 @@ use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus}
 
 use super::{ADMIN, FLEET, Member, PATIENCE, refusal};
 
+const BILL: &[u8] = b"{}";
 const PIPELINE: &str = "apiVersion: oast/v1\nname: web\nteam: payments\nbake:\n  from: debian-12\n  steps:\n    - run: \"true\"\npublish: { image: web, channel: candidate }\nrollout:\n  - fleet: web-prod\n";
 
 /// Takes the run's newest task and brings its result.
@@ -82,6 +83,11 @@ async fn publish(leader: &Member, commit: char, disk: &[u8]) -> String {
         disk_digest: Digest::of(disk),
         packages: packages.blob,
         package_count: 0,
+        bills: Some(Bills {
+            cyclonedx: leader.artifacts.put_bytes(BILL).unwrap().blob,
+            spdx: Digest::of(b"not in the store"),
+        }),
+        provenance: None,
     };
     for output in [
         Output::Source(Box::new(source)),
@@ -91,6 +97,40 @@ async fn publish(leader: &Member, commit: char, disk: &[u8]) -> String {
         work(leader, &run, Outcome::Succeeded(Box::new(output))).await;
     }
     run
+}
+
+/// What a member hands out as documents of the newest version.
+async fn documents(member: &Member) {
+    let read = async |document: &str| {
+        let request = v1::ReadDocumentRequest {
+            version: "web".into(),
+            document: document.into(),
+        };
+        let mut chunks = member
+            .images(ADMIN)
+            .read_document(request)
+            .await?
+            .into_inner();
+        let mut bytes = Vec::new();
+        while let Some(chunk) = chunks.message().await? {
+            match chunk.content.unwrap() {
+                Content::Header(header) => assert_eq!(header.digest.len(), 64),
+                Content::Data(data) => bytes.extend_from_slice(&data),
+                Content::ZeroBytes(_) => panic!("a document has no holes"),
+            }
+        }
+        Ok::<_, tonic::Status>(bytes)
+    };
+    assert_eq!(read("cyclonedx").await.unwrap(), BILL);
+    let key = String::from_utf8(read("key").await.unwrap()).unwrap();
+    assert!(oast_attest::key::PublicKey::read(&key).is_ok(), "{key}");
+    let none = read("provenance").await.unwrap_err();
+    assert_eq!(none.code(), Code::FailedPrecondition);
+    assert_eq!(
+        read("shadow").await.unwrap_err().code(),
+        Code::InvalidArgument
+    );
+    assert_eq!(read("spdx").await.unwrap_err().code(), Code::Internal);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -104,6 +144,8 @@ async fn images_fleets_and_rollouts_are_served_and_steered_through_a_follower() 
     // The store is shared by the members of a farm; here each has its own.
     follower.artifacts.put_bytes(&disk).unwrap();
     follower.artifacts.put_bytes(b"[]").unwrap();
+    follower.artifacts.put_bytes(BILL).unwrap();
+    documents(follower).await;
     let version = v1::GetImageVersionRequest {
         version: "web".into(),
     };

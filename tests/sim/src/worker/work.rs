@@ -258,6 +258,8 @@ impl World {
                 disk_digest: quality.disk(),
                 packages: quality.disk(),
                 package_count: 1,
+                bills: None,
+                provenance: None,
             };
             let output = Outcome::Succeeded(Box::new(Output::Baked(image)));
             self.finish_work(worker, token, output);

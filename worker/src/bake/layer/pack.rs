@@ -1,6 +1,6 @@
 //! From a folder (an overlay's upper, or a whole root) to a layer in the store.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File, Metadata};
 use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
@@ -101,6 +101,7 @@ pub fn pack(
         data: data.blob,
         size,
         entries: index.entries().len() as u64,
+        inputs: BTreeMap::new(),
     };
     Ok((record, index))
 }

@@ -263,6 +263,7 @@ fn a_forged_index_cannot_leave_its_folder() {
             data: blob,
             size: 0,
             entries: 1,
+            inputs: BTreeMap::new(),
         };
         assert!(matches!(
             unpack(&f.store, &record, &f.root.join("out"), 0),
@@ -274,10 +275,7 @@ fn a_forged_index_cannot_leave_its_folder() {
 
 #[test]
 fn a_key_changes_with_every_input() {
-    let (env, args) = (
-        [("A".to_owned(), "1".to_owned())].into(),
-        std::collections::BTreeMap::new(),
-    );
+    let (env, args) = ([("A".to_owned(), "1".to_owned())].into(), BTreeMap::new());
     let inputs = [("web".to_owned(), Digest::of(b"site"))];
     let key = LayerKey {
         parent: Some(Digest::of(b"base")),
