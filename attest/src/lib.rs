@@ -1,12 +1,9 @@
-//! What can be said of an image that others may check: what is in it, where it came from, how two
-//! of them differ, and whether a cloud will take it.
+//! What can be said of an image that others may check: what is in it, and where it came from.
 //!
 //! ```text
 //! dpkg status, copyright files, copied files --sbom--> CycloneDX 1.6, SPDX 2.3
 //! what the ledger knows of a bake --provenance--> in-toto statement --dsse--> signed envelope
 //! envelope, key, disk, bills --verify--> what was proved, line by line
-//! files and packages of two images --diff--> what changed
-//! facts about a disk --azure--> findings, and the security types that it fits
 //! ```
 //!
 //! Pure: no clock, no files, no network; randomness in one place, where a key is made. Every document is
