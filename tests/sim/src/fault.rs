@@ -468,6 +468,9 @@ impl World {
 
     fn pause_worker(&mut self) {
         let worker = self.some_worker();
+        if self.workers[worker].paused_until > self.now {
+            return;
+        }
         self.coverage.fault("worker paused");
         let until = self.now + self.dice.skewed(200 * MS, 12 * SECOND);
         self.workers[worker].paused_until = until;

@@ -125,6 +125,8 @@ pub struct Stream {
     pub up: Pipe,
     /// From the member.
     pub down: Pipe,
+    /// Until then the worker has not read what has arrived.
+    pub unread_until: Micros,
 }
 
 impl World {
@@ -138,6 +140,7 @@ impl World {
                 member,
                 up: Pipe::default(),
                 down: Pipe::default(),
+                unread_until: 0,
             },
         );
         if self.member(member).node.is_none() {
@@ -247,8 +250,13 @@ impl World {
             return;
         };
         let (worker, member) = (stream.worker, stream.member);
-        if !up && self.workers[worker].paused_until > self.now {
-            let at = self.workers[worker].paused_until;
+        let late = self.workers[worker].paused_until.max(stream.unread_until);
+        if !up && late > self.now {
+            // Nor does what comes after it overtake it, when the pause ends early.
+            if let Some(stream) = self.streams.get_mut(&id) {
+                stream.unread_until = late;
+            }
+            let at = late;
             let event = Event::Packet {
                 stream: id,
                 up,

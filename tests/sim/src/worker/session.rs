@@ -302,6 +302,16 @@ impl World {
                 ended,
             } => {
                 let at = (term, applied);
+                if self.trace.reads() {
+                    let tokens: Vec<Token> = begin.iter().map(|a| a.token).collect();
+                    self.trace.say(
+                        now,
+                        format_args!(
+                            "worker {worker} hears at {at:?}, newest {:?}: begin {tokens:?}, ended {ended:?}",
+                            running.newest
+                        ),
+                    );
+                }
                 if at < running.newest {
                     return;
                 }
