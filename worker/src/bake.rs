@@ -12,5 +12,6 @@ pub mod find;
 pub mod key;
 pub mod layer;
 pub mod manifest;
+pub mod shelf;
 pub mod steps;
 pub mod whole;

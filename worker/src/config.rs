@@ -16,6 +16,8 @@ use serde::Deserialize;
 pub const CAPABILITIES: [&str; 5] = ["source", "bake", "test", "publish", "batch"];
 /// More tasks side by side than this only wait for each other.
 pub const SLOTS_MAX: u32 = 256;
+/// A cache that does not hold one image makes every bake begin at its base.
+const LAYER_CACHE_MIN: u64 = 1 << 30;
 
 /// Environment variables of `oast worker`.
 pub const ENV: [EnvKey; 6] = [
@@ -133,7 +135,8 @@ pub struct BakeConfig {
     pub allow_host_network: bool,
     /// Downloaded packages kept at most. Default 4GiB.
     pub package_cache: ByteSize,
-    /// Unpacked layers and disks kept at most. Default 20GiB.
+    /// Unpacked layers and disks kept at most, together; those unused for longest go first, and what
+    /// a task uses stays. One bake's own must fit beside it for a while. Default 20GiB, at least 1GiB.
     pub layer_cache: ByteSize,
     /// What one step may print at most before the rest is dropped is the log's own limit; this is
     /// how much of its last output a failure shows, in lines. Default 20, at most 200.
@@ -287,6 +290,11 @@ impl Validate for WorkerConfig {
             self.bake.failure_lines <= 200,
             "bake.failure_lines",
             "must be 200 or less",
+        );
+        problems.require(
+            self.bake.layer_cache.bytes() >= LAYER_CACHE_MIN,
+            "bake.layer_cache",
+            "must be 1GiB or more: less does not hold one image",
         );
         for mirror in &self.bake.mirrors {
             problems.require(

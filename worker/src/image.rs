@@ -32,10 +32,11 @@ pub use check::{CheckError, Checked, check};
 pub use disk::{DiskError, DiskInfo, DiskOptions, Tools, build, patch};
 pub(crate) use merged::Merged;
 pub use packages::{Package, installed_packages};
+pub use tool::{ToolError, file_system_maker};
 pub use vhd::{VhdError, make_fixed_vhd};
 
 /// Every time that no layer states: 2024-01-01 00:00:00 UTC, after the epoch so that no tool takes it for "unset".
 const FIXED_TIME: i64 = 1_704_067_200;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -27,6 +27,7 @@ use crate::bake::cache::{CacheError, Layers};
 use crate::bake::disk::Disks;
 use crate::bake::engine::{self, Engine, Here};
 use crate::bake::find::Members;
+use crate::bake::shelf::Shelf;
 use crate::bake::steps::run::Kitchen;
 use crate::batch::{Batch, Executor};
 use crate::config::{TokenError, WorkerConfig, read_token};
@@ -237,13 +238,15 @@ pub async fn run(config: WorkerConfig, process: &Process) -> Result<(), WorkerEr
     let idmap = IdMap::detect()?;
     let launcher = Launcher::new(config.helper.as_std_path(), idmap)
         .allow_host_network(config.bake.allow_host_network);
+    let shelf = Shelf::new(config.bake.layer_cache.bytes(), &metrics);
     let layers = Arc::new(Layers::open(
         config.folder("layers"),
         store.clone(),
         tasks.clone(),
         idmap.host_base(),
+        shelf.clone(),
     )?);
-    let disks = Arc::new(Disks::open(config.folder("disks"), store.clone())?);
+    let disks = Arc::new(Disks::open(config.folder("disks"), store.clone(), shelf)?);
     let git = Arc::new(Git::new(
         config.source.clone(),
         config.folder("git"),

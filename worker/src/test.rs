@@ -65,8 +65,8 @@ impl Tester {
 
     fn check_disk(&self, image: &BakedImage) -> Result<String, Halt> {
         publish::check(&self.store, image).map_err(|err| Halt::error(&err))?;
-        let (path, _made) = match self.disks.of(image.disk) {
-            Some(path) => (path, None),
+        let (path, _kept) = match self.disks.of(image.disk) {
+            Some((path, pin)) => (path, (Some(pin), None)),
             None => {
                 let folder = tempfile::tempdir_in(&self.work_folder)
                     .map_err(|err| Halt::errored(format!("make a folder for the disk: {err}")))?;
@@ -75,7 +75,7 @@ impl Tester {
                 self.store
                     .materialize(image.disk, &path)
                     .map_err(|err| Halt::error(&err))?;
-                (path, Some(folder))
+                (path, (None, Some(folder)))
             }
         };
         match image::check(&path) {

@@ -200,6 +200,10 @@ catalogue! {
         "Bake steps by result (executed, cached, failed).";
     PackageBytes = Counter, "oast_bake_package_bytes_total", ["source"],
         "Bytes of packages by where they came from (network, cache).";
+    CacheBytes = Gauge, "oast_worker_cache_bytes", ["kind"],
+        "Bytes of unpacked layers and of disks that this worker keeps.";
+    CacheEvicted = Counter, "oast_worker_cache_evicted_total", ["kind"],
+        "Unpacked layers and disks that this worker removed to keep its bound.";
     ChunksTotal = Counter, "oast_artifact_chunks_total", ["result"],
         "Chunks offered to the artifact store by result (written, present).";
     ChunkBytes = Counter, "oast_artifact_written_bytes_total", [],

@@ -200,8 +200,14 @@ mod tests {
             clamp_mtime: None,
         };
         let (record, index) = pack(store, &root, &options).unwrap();
-        let key = options.key;
-        (UnpackedLayer { key, index, root }, record.data)
+        let layer = UnpackedLayer {
+            key: record.key,
+            content: record.content(),
+            index,
+            root,
+            held: None,
+        };
+        (layer, record.data)
     }
 
     /// The files of the packages are found through links, and of the copied files those that are still there.

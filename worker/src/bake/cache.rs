@@ -5,7 +5,8 @@
 //! ```
 //!
 //! A cache: nothing in it is synced. After a boot of the machine its content may be torn, so it
-//! is emptied then; after the death of the worker alone the page cache is still right.
+//! is emptied then; after the death of the worker alone the page cache is still right. What it may
+//! take of the disk is the [`Shelf`]'s, which it shares with the disks.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -20,6 +21,7 @@ use super::layer::{
     IndexError, LayerIndex, LayerRecord, UnpackError, UnpackedLayer, read_index, unpack,
 };
 use super::manifest::{self, ManifestError};
+use super::shelf::{Kind, Shelf};
 
 /// Changes with each boot of the machine.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
@@ -60,6 +62,8 @@ pub struct Layers {
     store: ArtifactStore,
     tasks: Tasks,
     host_base: u32,
+    shelf: Arc<Shelf>,
+    /// Without pins: whether one is still there, the shelf knows.
     known: Mutex<BTreeMap<Digest, UnpackedLayer>>,
     /// One lock per layer that is being unpacked.
     busy: Mutex<BTreeMap<Digest, Arc<tokio::sync::Mutex<()>>>>,
@@ -93,7 +97,7 @@ pub(super) fn open_folder(folder: &Utf8Path) -> Result<(), CacheError> {
     fs::write(&mark, boot).map_err(at("write", &mark))?;
     for entry in fs::read_dir(folder).map_err(at("list", folder))? {
         let entry = entry.map_err(at("list", folder))?;
-        // `.name.partial-123` of a worker that died.
+        // `.name.partial-123` or `.name.gone-7-123` of a worker that died.
         if entry.file_name().as_encoded_bytes().starts_with(b".") {
             let path = entry.path();
             let _ = fs::remove_dir_all(&path).or_else(|_| fs::remove_file(&path));
@@ -112,13 +116,18 @@ impl Layers {
         store: ArtifactStore,
         tasks: Tasks,
         host_base: u32,
+        shelf: Arc<Shelf>,
     ) -> Result<Layers, CacheError> {
         open_folder(&folder)?;
+        shelf
+            .restore(Kind::Layer, &folder)
+            .map_err(at("list", &folder))?;
         Ok(Layers {
             folder,
             store,
             tasks,
             host_base,
+            shelf,
             known: Mutex::default(),
             busy: Mutex::default(),
         })
@@ -131,17 +140,39 @@ impl Layers {
 
     /// Keys of the layers at hand, for the leader's choice of a worker.
     pub fn keys(&self) -> Vec<Digest> {
-        self.known().values().map(|layer| layer.key).collect()
+        let known = self.known();
+        let here = known.values().filter(|layer| self.shelf.has(&layer.root));
+        here.map(|layer| layer.key).collect()
     }
 
     fn root(&self, manifest: Digest) -> Utf8PathBuf {
         self.folder.join(manifest.to_string())
     }
 
-    /// The layer, unpacked when it is not at hand. Tasks that want the same one wait for one.
+    fn at_hand(&self, manifest: Digest) -> Option<UnpackedLayer> {
+        let held = self.shelf.pin(&self.root(manifest))?;
+        let layer = self.known().get(&manifest)?.clone();
+        Some(UnpackedLayer {
+            held: Some(held),
+            ..layer
+        })
+    }
+
+    fn remember(&self, manifest: Digest, layer: &UnpackedLayer) {
+        let mut known = self.known();
+        known.retain(|_, layer| self.shelf.has(&layer.root));
+        let layer = UnpackedLayer {
+            held: None,
+            ..layer.clone()
+        };
+        known.insert(manifest, layer);
+    }
+
+    /// The layer, unpacked when it is not at hand, and kept as long as the result lives. Tasks that
+    /// want the same one wait for one.
     pub async fn get(self: &Arc<Self>, manifest: Digest) -> Result<UnpackedLayer, CacheError> {
-        if let Some(layer) = self.known().get(&manifest) {
-            return Ok(layer.clone());
+        if let Some(layer) = self.at_hand(manifest) {
+            return Ok(layer);
         }
         let turn = self
             .busy
@@ -151,13 +182,13 @@ impl Layers {
             .or_default()
             .clone();
         let _turn = turn.lock().await;
-        if let Some(layer) = self.known().get(&manifest) {
-            return Ok(layer.clone());
+        if let Some(layer) = self.at_hand(manifest) {
+            return Ok(layer);
         }
         let cache = self.clone();
         let work = move || cache.load(manifest);
         let layer = self.tasks.blocking("unpack-layer", work).await??;
-        self.known().insert(manifest, layer.clone());
+        self.remember(manifest, &layer);
         self.busy
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -168,18 +199,21 @@ impl Layers {
     fn load(&self, manifest: Digest) -> Result<UnpackedLayer, CacheError> {
         let record = manifest::get(&self.store, manifest)?;
         let root = self.root(manifest);
-        if root.exists() {
-            let index = read_index(&self.store, record.index)?;
+        // Left by an earlier process of this worker.
+        if let Some(held) = self.shelf.pin(&root) {
             return Ok(UnpackedLayer {
                 key: record.key,
-                index,
+                content: record.content(),
+                index: read_index(&self.store, record.index)?,
                 root,
+                held: Some(held),
             });
         }
-        let (layer, skipped) = unpack(&self.store, &record, &root, self.host_base)?;
+        let (mut layer, skipped) = unpack(&self.store, &record, &root, self.host_base)?;
         for entry in skipped {
             tracing::debug!(path = entry.path, what = entry.what, "Not unpacked here.");
         }
+        layer.held = Some(self.shelf.put(Kind::Layer, &layer.root));
         Ok(layer)
     }
 
@@ -200,10 +234,12 @@ impl Layers {
         }
         let layer = UnpackedLayer {
             key: record.key,
+            content: record.content(),
             index,
+            held: Some(self.shelf.put(Kind::Layer, &root)),
             root,
         };
-        self.known().insert(manifest, layer.clone());
+        self.remember(manifest, &layer);
         Ok(layer)
     }
 }

@@ -1,37 +1,40 @@
 //! Disks of layer chains on this worker: made once, then patched.
 //!
 //! ```text
-//! disks/<key>-<MiB>.raw    the disk of the chain whose top layer has that key
-//! disks/<key>-<MiB>.json   what is known of it: its address in the store, digest, packages
-//! disks/<key>-<MiB>.tree   hashes of its chunks, so that a child's digest is quick
+//! disks/<key>.raw    the disk of a chain: the key is the hash of everything its bytes depend on
+//! disks/<key>.json   what is known of it: its address in the store, digest, packages
+//! disks/<key>.tree   hashes of its chunks, so that a child's digest is quick
 //! ```
 //!
 //! The rule that makes a re-bake quick: the disk that is made from nothing is that of the last
 //! `run` step (or the base), and every `copy` step above it is a patch whose disk is kept. When a
 //! site changes, the disk below its copy is here, and only the patch is done. A disk that is made
 //! anew and one that is patched up have the same bytes (see [`crate::image`]).
+//!
+//! The drawback: the image's name is its default hostname, so two images that share layers share no disk.
+//! What all of them may take together is the [`Shelf`]'s bound.
 
 use std::fs::{self, File};
 use std::io;
+use std::sync::Arc;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use oast_artifacts::{ArtifactStore, Digest, StoreError};
 use oast_attest::sbom;
-use oast_model::bake::Bills;
+use oast_model::bake::{Bills, ENGINE_VERSION};
 use oast_model::pipeline::Arch;
 use serde::{Deserialize, Serialize};
 
 use super::bill;
 use super::cache::{CacheError, open_folder};
 use super::layer::UnpackedLayer;
+use super::shelf::{Kind, Pin, Shelf};
 use super::whole::{self, Values};
-use crate::image::{self, DiskError, DiskOptions, Tools};
+use crate::image::{self, DiskError, DiskOptions, ToolError, Tools};
 
 const MIB: u64 = 1 << 20;
 /// The root partition unless the base is large.
 const ROOT_MIN: u64 = 2048 * MIB;
-/// Disks that are kept; the oldest go first.
-const KEPT: usize = 12;
 
 /// A disk that cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +45,9 @@ pub enum MakeError {
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The programs that make file systems.
+    #[error(transparent)]
+    Tool(#[from] ToolError),
     /// This machine.
     #[error("{doing} {path}")]
     Io {
@@ -88,6 +94,7 @@ pub struct Made {
 pub struct Disks {
     folder: Utf8PathBuf,
     store: ArtifactStore,
+    shelf: Arc<Shelf>,
 }
 
 /// What a disk is made of.
@@ -154,26 +161,49 @@ impl Disks {
     ///
     /// # Errors
     /// The folder cannot be made or emptied.
-    pub fn open(folder: Utf8PathBuf, store: ArtifactStore) -> Result<Disks, CacheError> {
+    pub fn open(
+        folder: Utf8PathBuf,
+        store: ArtifactStore,
+        shelf: Arc<Shelf>,
+    ) -> Result<Disks, CacheError> {
         open_folder(&folder)?;
-        Ok(Disks { folder, store })
+        let restored = shelf.restore(Kind::Disk, &folder);
+        restored.map_err(|err| CacheError::Io {
+            doing: "list",
+            path: folder.clone(),
+            err,
+        })?;
+        Ok(Disks {
+            folder,
+            store,
+            shelf,
+        })
     }
 
-    fn path(&self, chain: &Chain, count: usize, ending: &str) -> Utf8PathBuf {
-        let top = &chain.layers[count - 1];
-        let mib = chain.root_bytes() / MIB;
-        self.folder.join(format!("{}-{mib}.{ending}", top.key))
+    /// The files of the disks of the chain's lowest layer, its two lowest, and so on to all.
+    fn paths(&self, chain: &Chain) -> Result<Vec<Utf8PathBuf>, MakeError> {
+        let all = chain.layers.len();
+        let maker = Maker::of(&chain.tools)?;
+        let path = |count| {
+            self.folder
+                .join(format!("{}.raw", key(chain, count, &maker)))
+        };
+        Ok((1..=all).map(path).collect())
     }
 
-    /// The file of the disk with that address in the store, when it is here.
-    pub fn of(&self, disk: Digest) -> Option<Utf8PathBuf> {
+    /// The file of the disk with that address in the store, when it is here, and what keeps it.
+    pub fn of(&self, disk: Digest) -> Option<(Utf8PathBuf, Pin)> {
         let entries = fs::read_dir(&self.folder).ok()?;
         entries.flatten().find_map(|entry| {
             let path = Utf8PathBuf::from_path_buf(entry.path()).ok()?;
             (path.extension() == Some("json")).then_some(())?;
-            let made: Made = serde_json::from_slice(&fs::read(&path).ok()?).ok()?;
             let raw = path.with_extension("raw");
-            (made.disk == disk && raw.exists()).then_some(raw)
+            let made = read_made(&raw)?;
+            if made.disk != disk {
+                return None;
+            }
+            let pin = self.shelf.pin(&raw)?;
+            Some((raw, pin))
         })
     }
 
@@ -186,47 +216,51 @@ impl Disks {
         if all == 0 {
             return Err(DiskError::NoLayers.into());
         }
-        if let Some(made) = self.known(chain, all) {
+        let paths = self.paths(chain)?;
+        let path = |count: usize| &paths[count - 1];
+        let _kept = self.shelf.pin(path(all));
+        if let Some(made) = self.known(path(all)) {
             say("the disk of these layers is known".to_owned());
             return Ok(made);
         }
         let options = chain.options();
         let have = (1..=all)
             .rev()
-            .find(|count| self.path(chain, *count, "raw").exists());
+            .find_map(|count| self.shelf.pin(path(count)).map(|pin| (count, pin)));
         let mut info = None;
-        let mut count = match have {
-            Some(count) => count,
+        let (mut count, mut below) = match have {
+            Some(have) => have,
             None => {
                 let count = chain.anchor.clamp(1, all);
                 say(format!("make a disk of {count} of {all} layers"));
-                let out = self.path(chain, count, "raw");
                 let layers = &chain.layers[..count];
-                info = Some(image::build(layers, &chain.tools, &options, &out)?);
-                count
+                info = Some(image::build(layers, &chain.tools, &options, path(count))?);
+                (count, self.shelf.put(Kind::Disk, path(count)))
             }
         };
         while count < all {
-            let below = self.path(chain, count, "raw");
+            let parent = path(count);
             count += 1;
             say(format!("patch the disk by layer {count} of {all}"));
-            let out = self.path(chain, count, "raw");
             let layers = &chain.layers[..count];
-            info = Some(image::patch(&below, layers, &chain.tools, &options, &out)?);
+            let patched = image::patch(parent, layers, &chain.tools, &options, path(count))?;
+            info = Some(patched);
+            // The parent's pin ends when its child is there.
+            below = self.shelf.put(Kind::Disk, path(count));
         }
-        let path = self.path(chain, all, "raw");
         let packages = match info {
             Some(info) => info.packages,
             None => packages(chain)?,
         };
-        let made = self.store_disk(chain, &path, &packages)?;
-        self.trim(chain);
+        let made = self.store_disk(chain, &paths, &packages)?;
+        // It has grown by what is known of it.
+        let _grown = self.shelf.put(Kind::Disk, path(all));
+        drop(below);
         Ok(made)
     }
 
-    fn known(&self, chain: &Chain, count: usize) -> Option<Made> {
-        let bytes = fs::read(self.path(chain, count, "json")).ok()?;
-        let made: Made = serde_json::from_slice(&bytes).ok()?;
+    fn known(&self, raw: &Utf8Path) -> Option<Made> {
+        let made = read_made(raw)?;
         let Made {
             disk,
             packages,
@@ -240,14 +274,16 @@ impl Disks {
     fn store_disk(
         &self,
         chain: &Chain,
-        path: &Utf8Path,
+        paths: &[Utf8PathBuf],
         packages: &[image::Package],
     ) -> Result<Made, MakeError> {
+        let (path, below) = paths.split_last().ok_or(DiskError::NoLayers)?;
         let stored = self.store.put_sparse_file(path)?;
         let manifest = self.store.manifest(stored.blob)?;
-        let before = (1..chain.layers.len())
+        let before = below
+            .iter()
             .rev()
-            .find_map(|count| read_values(&self.path(chain, count, "tree")));
+            .find_map(|path| read_values(&path.with_extension("tree")));
         let file = File::open(path).map_err(at("open", path))?;
         let (digest, values) =
             whole::hash(&file, &manifest, before.as_ref()).map_err(at("read", path))?;
@@ -265,42 +301,85 @@ impl Disks {
             package_count: u32::try_from(packages.len()).unwrap_or(u32::MAX),
             bills,
         };
-        let count = chain.layers.len();
         // Both only save time later; a torn one is noticed when it is read.
-        let tree = self.path(chain, count, "tree");
+        let tree = path.with_extension("tree");
         fs::write(&tree, values.encode()).map_err(at("write", &tree))?;
-        let json = self.path(chain, count, "json");
+        let json = path.with_extension("json");
         let text = serde_json::to_vec(&made).expect("a record has text keys only");
         fs::write(&json, text).map_err(at("write", &json))?;
         Ok(made)
     }
+}
 
-    /// Removes the oldest disks beyond [`KEPT`], never one of this chain.
-    fn trim(&self, chain: &Chain) {
-        let ours: Vec<String> = chain.layers.iter().map(|l| l.key.to_string()).collect();
-        let Ok(entries) = fs::read_dir(&self.folder) else {
-            return;
+/// What makes disks here: other programs make other bytes of the same layers.
+struct Maker {
+    stub: blake3::Hash,
+    busybox: blake3::Hash,
+    file_system: String,
+}
+
+impl Maker {
+    fn of(tools: &Tools) -> Result<Maker, MakeError> {
+        let hash = |path: &Utf8Path| {
+            let bytes = fs::read(path).map_err(at("read", path))?;
+            Ok::<_, MakeError>(blake3::hash(&bytes))
         };
-        let mut disks: Vec<(std::time::SystemTime, Utf8PathBuf)> = entries
-            .flatten()
-            .filter_map(|entry| {
-                let path = Utf8PathBuf::from_path_buf(entry.path()).ok()?;
-                let name = path.file_name()?;
-                let ours = ours.iter().any(|key| name.starts_with(key.as_str()));
-                let raw = path.extension() == Some("raw");
-                (raw && !ours).then_some(())?;
-                Some((entry.metadata().ok()?.modified().ok()?, path))
-            })
-            .collect();
-        disks.sort();
-        let surplus = (disks.len() + ours.len()).saturating_sub(KEPT);
-        for (_, path) in disks.into_iter().take(surplus) {
-            for ending in ["raw", "json", "tree"] {
-                // One that vanished was removed by somebody who cleans up.
-                let _ = fs::remove_file(path.with_extension(ending));
-            }
-        }
+        Ok(Maker {
+            stub: hash(&tools.stub)?,
+            busybox: hash(&tools.busybox)?,
+            file_system: image::file_system_maker()?,
+        })
     }
+}
+
+/// The hash of everything that decides the bytes of the disk of the chain's `count` lowest layers, and what is said of it.
+fn key(chain: &Chain, count: usize, maker: &Maker) -> Digest {
+    // Taken apart, so that what is added to them is not forgotten here.
+    let Chain {
+        layers,
+        anchor: _, // Where one begins changes nothing of what comes out.
+        size: _,   // In the options.
+        tools: Tools {
+            stub: _,
+            busybox: _,
+        },
+        hostname: _, // In the options.
+        base,
+        arch,
+        copied,
+    } = chain;
+    let DiskOptions {
+        root_bytes,
+        hostname,
+        kernel_args,
+    } = chain.options();
+    let mut hasher = blake3::Hasher::new();
+    let mut field = |bytes: &[u8]| {
+        hasher.update(&(bytes.len() as u64).to_le_bytes());
+        hasher.update(bytes);
+    };
+    field(b"oast disk key 1");
+    field(&ENGINE_VERSION.to_le_bytes());
+    field(env!("CARGO_PKG_VERSION").as_bytes());
+    field(maker.stub.as_bytes());
+    field(maker.busybox.as_bytes());
+    field(maker.file_system.as_bytes());
+    field(&root_bytes.to_le_bytes());
+    field(hostname.as_bytes());
+    field(kernel_args.as_bytes());
+    field(base.as_bytes());
+    field(arch.as_str().as_bytes());
+    for (place, layer) in layers[..count].iter().enumerate() {
+        // The first one's key is in every identifier of the disk.
+        field(layer.key.as_bytes());
+        field(layer.content.as_bytes());
+        field(&[u8::from(copied.iter().any(|(copy, _)| *copy == place))]);
+    }
+    Digest::from_bytes(*hasher.finalize().as_bytes())
+}
+
+fn read_made(raw: &Utf8Path) -> Option<Made> {
+    serde_json::from_slice(&fs::read(raw.with_extension("json")).ok()?).ok()
 }
 
 fn read_values(path: &Utf8Path) -> Option<Values> {
@@ -325,3 +404,6 @@ fn packages(chain: &Chain) -> Result<Vec<image::Package>, MakeError> {
         Err(err) => Err(at("read", &path)(err)),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -29,6 +29,8 @@ pub use key::LayerKey;
 pub use pack::{PackError, PackOptions, pack};
 pub use unpack::{Skipped, UnpackError, unpack};
 
+use super::shelf::Pin;
+
 /// A finished layer, as the ledger keeps it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LayerRecord {
@@ -49,13 +51,25 @@ pub struct LayerRecord {
     pub inputs: BTreeMap<String, String>,
 }
 
+impl LayerRecord {
+    /// Hash of everything in the layer. The key says how it was made; made twice, a step need not have the same content.
+    pub fn content(&self) -> Digest {
+        let both = [self.index.as_bytes().as_slice(), self.data.as_bytes()];
+        Digest::of(&both.concat())
+    }
+}
+
 /// A layer on this worker's disk.
 #[derive(Debug, Clone)]
 pub struct UnpackedLayer {
     pub key: Digest,
+    /// [`LayerRecord::content`].
+    pub content: Digest,
     pub index: LayerIndex,
     /// The folder with its files; owners are host ids there.
     pub root: Utf8PathBuf,
+    /// Keeps the folder while this value lives; none where nobody else would remove it.
+    pub held: Option<Pin>,
 }
 
 #[cfg(test)]

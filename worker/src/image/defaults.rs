@@ -92,9 +92,12 @@ pub fn layer(root: &Utf8Path, root_uuid: &str, hostname: &str) -> io::Result<Unp
         ));
     }
     let index = LayerIndex::new(entries);
+    let key = Digest::of(&index.encode());
     Ok(UnpackedLayer {
-        key: Digest::of(&index.encode()),
+        key,
+        content: key,
         index,
         root: root.to_owned(),
+        held: None,
     })
 }

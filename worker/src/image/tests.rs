@@ -38,8 +38,10 @@ impl Fixture {
         let (record, index) = pack(&self.store, &folder, &options).unwrap();
         UnpackedLayer {
             key: record.key,
+            content: record.content(),
             index,
             root: folder,
+            held: None,
         }
     }
 
@@ -104,7 +106,7 @@ impl Fixture {
 }
 
 /// The smallest PE32+ header that has room for sections.
-fn fake_stub() -> Vec<u8> {
+pub(crate) fn fake_stub() -> Vec<u8> {
     let mut pe = vec![0; 0x600];
     pe[..2].copy_from_slice(b"MZ");
     pe[0x3c] = 0x80;
@@ -133,7 +135,7 @@ fn options() -> DiskOptions {
 }
 
 /// `false`, loudly, where the host lacks a tool.
-fn have(tool: &str) -> bool {
+pub(crate) fn have(tool: &str) -> bool {
     let found = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"]
         .iter()
         .any(|folder| Utf8Path::new(folder).join(tool).exists());

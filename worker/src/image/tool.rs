@@ -99,6 +99,14 @@ pub fn run(tool: &'static str, args: &[&str], input: Option<File>) -> Result<Out
     })
 }
 
+/// What the programs that make and patch file systems say they are: another version may lay out blocks otherwise.
+///
+/// # Errors
+/// They are not installed, or do not run.
+pub fn file_system_maker() -> Result<String, ToolError> {
+    run("mke2fs", &["-V"], None).map(|output| output.said())
+}
+
 #[cfg(target_arch = "x86_64")]
 const ARCH: u32 = 0xc000_003e;
 #[cfg(target_arch = "aarch64")]

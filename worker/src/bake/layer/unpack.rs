@@ -76,8 +76,10 @@ pub fn unpack(
     Ok((
         UnpackedLayer {
             key: record.key,
+            content: record.content(),
             index,
             root: target.to_owned(),
+            held: None,
         },
         skipped,
     ))
