@@ -63,7 +63,7 @@ pub const NFT: Need = Need {
 pub const PYTHON: Need = Need {
     what: "python3",
     package: "python3-venv",
-    why: "runs the tools of others that judge our bills of material and signatures",
+    why: "runs the tools of others that judge our attestations and the simulated Azure",
 };
 
 impl Need {

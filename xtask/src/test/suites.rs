@@ -7,9 +7,10 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::counts::Counts;
+use super::judges::{self, Judge};
 use super::needs::{E2FSPROGS, GIT, IP, NFT, Need, OVMF, PYTHON, QEMU, QEMU_IMG, UIDMAP};
 use super::quickstart::{self, Who};
-use super::{Row, judges, process};
+use super::{Row, process};
 use crate::command::{cargo, in_ci, output};
 use crate::sim;
 use crate::workspace::Workspace;
@@ -19,9 +20,6 @@ const BUILD_LIMIT: Duration = Duration::from_secs(45 * 60);
 
 /// Longest time for one suite.
 const SUITE_LIMIT: Duration = Duration::from_secs(20 * 60);
-
-/// The test target of `attest` that asks other people's tools.
-const JUDGES: &str = "judges";
 
 /// The crate whose test targets are suites of their own: they start real processes.
 const SCENARIOS: &str = "oast-tests";
@@ -38,7 +36,7 @@ enum Kind {
     /// Test targets, selected by cargo's own flags.
     Tests(Vec<String>),
     /// The test target that asks other people's tools, which are installed for it.
-    Judged,
+    Judged(&'static Judge),
     /// A test target with a `main` of its own (`harness = false`), which is the process that
     /// namespaces are made from and speaks no runner's protocol.
     OwnMain { target: String },
@@ -64,7 +62,7 @@ pub fn all(workspace: &Workspace) -> Vec<Suite> {
         {
             if package.name == SCENARIOS {
                 scenarios.push(target.name.clone());
-            } else if target.name == JUDGES {
+            } else if judges::ALL.iter().any(|judge| judge.target == target.name) {
                 // A suite of its own, below.
             } else if without_harness.contains(&target.name) {
                 own_mains.push((package.name.clone(), target.name.clone()));
@@ -82,10 +80,16 @@ pub fn all(workspace: &Workspace) -> Vec<Suite> {
             kind: Kind::Tests(unit),
         },
         Suite {
-            name: JUDGES.to_owned(),
+            name: "judges".to_owned(),
             about: "bills of material and signatures, judged by other people's tools",
             needs: &[&PYTHON],
-            kind: Kind::Judged,
+            kind: Kind::Judged(&judges::ATTEST),
+        },
+        Suite {
+            name: "azure-sim".to_owned(),
+            about: "the simulated Azure, judged by Microsoft's own Python client",
+            needs: &[&PYTHON],
+            kind: Kind::Judged(&judges::AZURE),
         },
         Suite {
             name: "doc".to_owned(),
@@ -173,10 +177,10 @@ impl Suite {
         let _ = std::fs::remove_file(&skips);
         let mut command = match &self.kind {
             Kind::Tests(targets) => runner(targets),
-            Kind::Judged => {
-                let mut judged = runner(&["--test".to_owned(), JUDGES.to_owned()]);
-                match judges::provide(workspace) {
-                    Ok(bin) => drop(judged.env("OAST_JUDGES", bin)),
+            Kind::Judged(judge) => {
+                let mut judged = runner(&["--test".to_owned(), judge.target.to_owned()]);
+                match judges::provide(workspace, judge) {
+                    Ok(bin) => drop(judged.env(judge.variable, bin)),
                     // The tests then say that they are skipped, or fail where nothing may be.
                     Err(error) => println!("test: judges: {error:#}"),
                 }
