@@ -228,6 +228,11 @@ mod tests {
             "oast image verify web@stable --key farm.pem -o json",
             "oast image verify --key farm.pem --provenance web.json --disk web.vhd --spdx web.spdx",
             "oast image export web:3 --format vhd -o web.vhd --force",
+            "oast image diff web:1 web:2 --detailed-exitcode -o json",
+            "oast image diff ./old.vhd disk.raw",
+            "oast image diff web:1 web --packages",
+            "oast image lint --azure web@stable",
+            "oast image lint --azure ./web.vhd -o json",
             "oast fleet show web -w",
             "oast rollout list web",
             "oast rollout status web --wait --timeout 1m",
@@ -280,6 +285,8 @@ mod tests {
             "oast logs r-1 --step 0",
             "oast run --timeout 10",
             "oast image export web",
+            "oast image lint web",
+            "oast image diff web",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }

@@ -20,12 +20,12 @@ mod defaults;
 pub mod disk;
 mod esp;
 mod ext4;
-mod gpt;
+pub(crate) mod gpt;
 mod initrd;
 mod merged;
 pub mod packages;
 mod tool;
-mod uki;
+pub(crate) mod uki;
 pub mod vhd;
 
 pub use check::{CheckError, Checked, check};

@@ -5,6 +5,7 @@ pub mod batch;
 pub mod config;
 pub mod fleet;
 pub mod image;
+pub mod inspect;
 pub mod join;
 pub mod lease;
 pub mod local_cloud;

@@ -12,8 +12,11 @@ use crate::context::Connect;
 use crate::output::{Output, ago, bytes, count, facts, plain, short, table};
 use crate::shape;
 
+mod diff;
 mod export;
+mod lint;
 mod proof;
+mod subject;
 
 pub use proof::vouched;
 
@@ -73,6 +76,10 @@ enum Command {
     },
     /// Prove that a version is what the farm signed: its disk, its bills of material, its origin
     Verify(proof::Verify),
+    /// Say how two images differ: packages, files, sizes
+    Diff(diff::Diff),
+    /// Judge whether a cloud takes an image
+    Lint(lint::Lint),
     /// Write a version's disk to a file
     Export {
         /// web (the newest), web:3 or web@channel
@@ -92,7 +99,7 @@ enum Command {
     },
 }
 
-/// Lists, shows, exports or proves.
+/// Lists, shows, compares, judges, exports or proves.
 pub fn run(args: &Args) -> anyhow::Result<Exit> {
     block_on(async {
         match &args.command {
@@ -127,6 +134,8 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
                 proof::print(connect, version, document).await
             }
             Command::Verify(args) => proof::judge(args).await,
+            Command::Diff(args) => diff::run(args).await,
+            Command::Lint(args) => lint::run(args).await,
             Command::Export {
                 version,
                 format,

@@ -24,7 +24,8 @@ pub const TYPE_ESP: Guid = Guid::new(0xc12a_7328_f81f_11d2_ba4b_00a0_c93e_c93b);
 pub const TYPE_ROOT_X86_64: Guid = Guid::new(0x4f68_bce3_e8cd_4db1_96e7_fbca_f984_b709);
 
 impl Guid {
-    const fn new(value: u128) -> Self {
+    /// From its text read as one number.
+    pub const fn new(value: u128) -> Self {
         Self(value.to_be_bytes())
     }
 

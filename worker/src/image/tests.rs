@@ -9,14 +9,14 @@ use rustix::fs::{CWD, FileType, Mode, XattrFlags, lsetxattr, mknodat};
 use super::*;
 use crate::bake::layer::{PackOptions, UnpackedLayer, pack};
 
-struct Fixture {
+pub(crate) struct Fixture {
     _folder: tempfile::TempDir,
-    root: Utf8PathBuf,
+    pub root: Utf8PathBuf,
     store: ArtifactStore,
 }
 
 impl Fixture {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let root = Utf8PathBuf::from_path_buf(folder.path().to_owned()).unwrap();
         let store = ArtifactStore::open(&root.join("artifacts")).unwrap();
@@ -27,7 +27,7 @@ impl Fixture {
         }
     }
 
-    fn layer(&self, name: &str) -> UnpackedLayer {
+    pub fn layer(&self, name: &str) -> UnpackedLayer {
         let folder = self.root.join(name);
         let options = PackOptions {
             key: Digest::of(name.as_bytes()),
@@ -45,7 +45,7 @@ impl Fixture {
         }
     }
 
-    fn write(&self, path: &str, content: impl AsRef<[u8]>) -> Utf8PathBuf {
+    pub fn write(&self, path: &str, content: impl AsRef<[u8]>) -> Utf8PathBuf {
         let path = self.root.join(path);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(&path, content).unwrap();
@@ -53,7 +53,7 @@ impl Fixture {
     }
 
     /// A root tree with a kernel in name only.
-    fn base(&self) -> UnpackedLayer {
+    pub fn base(&self) -> UnpackedLayer {
         self.write("base/boot/vmlinuz-6.1.0-9", b"old kernel");
         self.write("base/boot/vmlinuz-6.1.0-10", vec![7; 5000]);
         let modules = "base/usr/lib/modules/6.1.0-10";
@@ -97,7 +97,7 @@ impl Fixture {
         self.layer("base")
     }
 
-    fn tools(&self) -> Tools {
+    pub fn tools(&self) -> Tools {
         Tools {
             stub: self.write("stub", fake_stub()),
             busybox: self.write("busybox", b"#!/bin/false"),
@@ -111,6 +111,7 @@ pub(crate) fn fake_stub() -> Vec<u8> {
     pe[..2].copy_from_slice(b"MZ");
     pe[0x3c] = 0x80;
     pe[0x80..0x84].copy_from_slice(b"PE\0\0");
+    pe[0x84..0x86].copy_from_slice(&0x8664_u16.to_le_bytes());
     pe[0x86] = 1;
     pe[0x94] = 112;
     pe[0x98..0x9a].copy_from_slice(&0x20b_u16.to_le_bytes());
@@ -127,7 +128,7 @@ pub(crate) fn fake_stub() -> Vec<u8> {
     pe
 }
 
-fn options() -> DiskOptions {
+pub(crate) fn options() -> DiskOptions {
     DiskOptions {
         root_bytes: 96 << 20,
         ..DiskOptions::default()

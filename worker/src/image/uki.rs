@@ -95,6 +95,26 @@ pub fn sections(pe: &[u8]) -> Result<Vec<Row>, UkiError> {
     Ok(rows)
 }
 
+/// The machine that a program is for, as the format counts: 0x8664 is x86-64, 0xaa64 is arm64.
+pub fn machine(pe: &[u8]) -> Option<u16> {
+    let header = header(pe).ok()?;
+    u16::try_from(half(pe, header.coff)?).ok()
+}
+
+/// The signatures of a program, as they stand in its certificate table. None where nobody signed it.
+pub fn signature(pe: &[u8]) -> Option<&[u8]> {
+    /// Behind the fields of a 64-bit program; the fifth directory, of eight bytes each.
+    const CERTIFICATES: usize = 112 + 4 * 8;
+    let header = header(pe).ok()?;
+    let row = header.optional + CERTIFICATES;
+    if row + 8 > header.table {
+        return None;
+    }
+    let (start, length) = (word(pe, row)? as usize, word(pe, row + 4)? as usize);
+    let table = pe.get(start..start.checked_add(length)?)?;
+    (!table.is_empty()).then_some(table)
+}
+
 /// Checks that sections lie inside the file and apart from each other, in memory and in the file.
 pub fn check(pe: &[u8]) -> Result<Vec<Row>, UkiError> {
     let rows = sections(pe)?;

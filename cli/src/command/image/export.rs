@@ -88,6 +88,21 @@ pub async fn export(
     }
 }
 
+/// Writes the version's raw disk to a file of our own, which must not exist. What came is checked against the farm's hash.
+pub async fn fetch(client: &Client, version: &str, file: &Path) -> anyhow::Result<()> {
+    let request = v1::ExportImageRequest {
+        version: version.to_owned(),
+        format: Format::Raw.word().to_owned(),
+    };
+    let (stream, _) = client
+        .open(|member| {
+            let request = request.clone();
+            async move { member.images().export_image(request).await }
+        })
+        .await?;
+    receive(stream, Draft::new(file)?, false).await.map(drop)
+}
+
 async fn receive(
     mut stream: Streaming<v1::ExportChunk>,
     mut draft: Draft,
