@@ -19,6 +19,8 @@ pub enum Kind {
     Pipeline,
     /// What `oast apply` takes.
     Resource,
+    /// Steps that an operator puts into every pipeline.
+    Policy,
 }
 
 impl Kind {
@@ -27,6 +29,7 @@ impl Kind {
         let schema = match self {
             Self::Pipeline => oast_model::pipeline::file::schema(),
             Self::Resource => oast_model::resource::file::schema(),
+            Self::Policy => oast_model::pipeline::file::policy_schema(),
         };
         format!("{schema:#}\n")
     }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use oast_daemon::random;
 use oast_daemon::secret::Secret;
 use oast_model::names::{SecretName, TeamName};
-use oast_model::pipeline::{Action, SecretRef};
+use oast_model::pipeline::SecretRef;
 use oast_model::task::{Assignment, Origin, Work};
 
 /// Largest value of a secret in bytes.
@@ -147,11 +147,8 @@ fn wanted(work: &Work) -> Vec<SecretName> {
         Work::Bake { bake, .. } => bake
             .steps
             .iter()
-            .filter_map(|step| match &step.action {
-                Action::Run(run) => Some(run.secrets.iter().map(|secret| secret.name.clone())),
-                _ => None,
-            })
-            .flatten()
+            .flat_map(|step| step.action.secrets())
+            .map(|secret| secret.name.clone())
             .collect(),
         _ => Vec::new(),
     }

@@ -6,11 +6,12 @@
 //!                          +-- what the ledger stores            +-- what workers obey
 //! ```
 //!
-//! - [`definition`]: the checked types.
+//! - [`definition`]: the checked types; [`step`]: those of the steps.
 //! - [`check`]: from a file's text to them, or to every problem at once.
 //! - [`file`]: the file's own types, from which editors get a JSON Schema, and printing.
 //! - [`inputs`]: `${{ inputs.x }}`.
 //! - [`cron`]: when a calendar next comes true.
+//! - [`policy`]: steps that the operator puts into every pipeline.
 //! - [`rules`]: what single texts must look like; globs.
 //!
 //! Nothing here reads a clock, a disk or a network.
@@ -20,8 +21,11 @@ pub mod cron;
 pub mod definition;
 pub mod file;
 pub mod inputs;
+pub mod policy;
 pub mod rules;
+pub mod step;
 
-pub use check::parse;
+pub use check::{parse, parse_policies};
 pub use definition::*;
 pub use inputs::resolve;
+pub use policy::Policy;

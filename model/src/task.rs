@@ -11,7 +11,7 @@ use crate::bake::{BakedImage, Layer, Trust};
 use crate::digest::Digest;
 use crate::fleet::{DeployImage, GateReading, VersionRef};
 use crate::ids::{RolloutId, RunId, TaskId, Token};
-use crate::names::{FleetName, InstanceName, RegionName, TeamName, WorkerName};
+use crate::names::{ChannelName, FleetName, InstanceName, RegionName, TeamName, WorkerName};
 use crate::pipeline::{Bake, Gate, Pipeline, SecretRef, Test};
 use crate::resource;
 use crate::time::Timestamp;
@@ -333,6 +333,10 @@ pub enum Work {
         done: Vec<Layer>,
         /// Name for messages: the image that will be published.
         image: String,
+        /// Images that the recipe names, as their channels are now. One that is not there is
+        /// missing here, too.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        images: Vec<NamedImage>,
     },
     /// Try the image.
     Test {
@@ -361,6 +365,17 @@ pub enum Work {
         /// How long an instance may take to become healthy.
         healthy_deadline: TimeSpan,
     },
+}
+
+/// An image that a recipe names by its channel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NamedImage {
+    /// Which version that is now.
+    pub version: VersionRef,
+    /// The channel.
+    pub channel: ChannelName,
+    /// Its content.
+    pub image: BakedImage,
 }
 
 /// What a worker tells about its work.

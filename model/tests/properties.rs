@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use oast_model::pipeline::{
-    self, Action, Arch, Bake, Base, BootTest, Check, Concurrency, CopyFiles, CronTrigger, Disk,
-    Engine, Gate, GitTrigger, HttpCheck, Input, InputKind, InputValue, Mirror, Network, OnFailure,
-    Pipeline, Publish, RELEASES, Rollout, Run, SecretDelivery, SecretUse, StaticTest, Step,
-    Strategy as RolloutStrategy, Test, Trigger,
+    self, Action, Ansible, Arch, Bake, Base, BaseFile, BootTest, Check, Concurrency, CopyFiles,
+    CopySource, CronTrigger, Disk, Engine, FileFormat, FilePlace, Gate, GitTrigger, HttpCheck,
+    Input, InputKind, InputValue, Mirror, Network, OnFailure, Packages, Pipeline, Publish,
+    RELEASES, Rollout, Run, SecretDelivery, SecretUse, StaticTest, Step,
+    Strategy as RolloutStrategy, Systemd, Test, Trigger,
 };
 use oast_model::priority::Priority;
 use oast_model::units::{Amount, ByteSize, TimeSpan};
@@ -128,20 +129,33 @@ fn action() -> impl Strategy<Value = Action> {
         "[A-Z_]{1,8}".prop_map(SecretDelivery::Env),
         "[a-z][a-z.]{0,8}".prop_map(SecretDelivery::File)
     ];
-    let secret = (name(), delivery).prop_map(|(name, delivery)| SecretUse { name, delivery });
+    let secret = (name(), delivery)
+        .prop_map(|(name, delivery)| SecretUse { name, delivery })
+        .boxed();
     let network = prop::sample::select(vec![Network::None, Network::Proxy, Network::Host]);
     let shell = prop::sample::select(vec![pipeline::SHELL, "/bin/bash -eu", "/usr/bin/python3"]);
+    let what = prop_oneof![
+        text().prop_map(|command| (command, None, Vec::new())),
+        (source(), vec(text(), 0..3)).prop_map(|(script, args)| (
+            String::new(),
+            Some(script),
+            args
+        )),
+    ];
+    let caches =
+        prop::sample::subsequence(vec!["/root/.cache/pip", "/var/cache/apt", "/opt"], 0..3);
     let run = (
-        text(),
+        what,
         shell,
         span(1_000, 43_200_000),
         0u32..=10,
-        network,
-        vec(secret, 0..3),
+        network.clone(),
+        vec(secret.clone(), 0..3),
+        caches,
         any::<bool>(),
     );
     let run = run.prop_map(
-        |(command, shell, timeout, retries, network, secrets, usual)| {
+        |((command, script, args), shell, timeout, retries, network, secrets, caches, usual)| {
             let long = Run {
                 command,
                 shell: shell.to_owned(),
@@ -149,8 +163,11 @@ fn action() -> impl Strategy<Value = Action> {
                 retries,
                 network,
                 secrets,
+                script,
+                args,
+                caches: caches.into_iter().map(str::to_owned).collect(),
             };
-            if usual {
+            if usual && long.script.is_none() {
                 Run {
                     secrets: long.secrets,
                     ..Run::new(long.command)
@@ -161,27 +178,96 @@ fn action() -> impl Strategy<Value = Action> {
         },
     );
     let owner = option::of("[a-z][a-z-]{0,8}(:[a-z]{1,8})?");
-    let copy = (source(), target(), option::of(0u32..=0o7777), owner);
+    let from = prop_oneof![
+        source().prop_map(|from| (from, CopySource::Commit)),
+        ("https?://[a-z]{1,8}/[a-z.]{0,8}", "[0-9a-f]{64}")
+            .prop_map(|(url, sha256)| (url, CopySource::Url { sha256 })),
+        (target(), name(), name())
+            .prop_map(|(from, image, channel)| (from, CopySource::Image { image, channel })),
+    ];
+    let copy = (from, target(), option::of(0u32..=0o7777), owner);
+    let package = "[a-z][a-z0-9+.-]{1,10}(=[0-9][0-9.~+-]{0,6})?";
+    let packages = (prop::collection::btree_set(package, 1..4), any::<bool>());
+    let unit = || vec("[a-z]{1,8}(@[a-z]{1,3})?\\.(service|timer)", 0..3);
+    let systemd = (
+        vec("([a-z]{1,8}/)?[a-z]{1,8}\\.(service|socket)", 1..3),
+        unit(),
+        unit(),
+        option::of("[a-z]{1,8}\\.target"),
+    );
+    let ansible = (
+        "([a-z]{1,8}/){0,2}[a-z]{1,8}\\.yml",
+        any::<bool>(),
+        variables(),
+        vec("[a-z]{1,8}", 0..3),
+        span(1_000, 43_200_000),
+        network,
+        vec(secret, 0..2),
+    );
     prop_oneof![
         run.prop_map(Action::Run),
-        copy.prop_map(|(from, to, mode, owner)| Action::Copy(CopyFiles {
+        copy.prop_map(|((from, source), to, mode, owner)| Action::Copy(CopyFiles {
             from,
             to,
             mode,
-            owner
+            owner,
+            source,
         })),
         variables().prop_map(Action::Env),
         target().prop_map(Action::Workdir),
+        "[a-z][a-z-]{0,8}(:[a-z]{1,8})?".prop_map(Action::User),
+        packages.prop_map(|(install, recommends)| Action::Packages(Packages {
+            install: install.into_iter().collect(),
+            recommends,
+        })),
+        systemd.prop_map(
+            |(install, disable, unmask, default)| Action::Systemd(Systemd {
+                install,
+                disable,
+                unmask,
+                default,
+                ..Systemd::default()
+            })
+        ),
+        ansible.prop_map(
+            |(playbook, top, variables, tags, timeout, network, secrets)| {
+                Action::Ansible(Box::new(Ansible {
+                    playbook,
+                    folder: top.then(|| ".".to_owned()),
+                    variables,
+                    tags,
+                    timeout,
+                    network,
+                    secrets,
+                }))
+            }
+        ),
+    ]
+}
+
+fn base() -> impl Strategy<Value = Base> {
+    let distribution =
+        prop::sample::select(RELEASES.to_vec()).prop_map(|(distribution, release, _)| {
+            Base::Distribution {
+                distribution,
+                release: release.to_owned(),
+            }
+        });
+    let place = prop_oneof![
+        source().prop_map(FilePlace::Path),
+        ("https?://[a-z]{1,8}/[a-z.]{0,8}", "[0-9a-f]{64}")
+            .prop_map(|(url, sha256)| FilePlace::Url { url, sha256 }),
+    ];
+    let format = prop::sample::select(vec![FileFormat::Rootfs, FileFormat::Oci]);
+    prop_oneof![
+        3 => distribution,
+        1 => (name(), name()).prop_map(|(image, channel)| Base::Image { image, channel }),
+        1 => (format, place).prop_map(|(format, place)| Base::File(BaseFile { format, place })),
     ]
 }
 
 fn bake() -> impl Strategy<Value = Bake> {
-    let from = prop::sample::select(RELEASES.to_vec()).prop_map(|(distribution, release, _)| {
-        Base::Distribution {
-            distribution,
-            release: release.to_owned(),
-        }
-    });
+    let from = base();
     let mirror = (
         "https?://[a-z]{1,8}(:[0-9]{2,4})?/[a-z]{0,8}",
         vec("[a-z-]{1,8}", 0..3),
@@ -192,7 +278,10 @@ fn bake() -> impl Strategy<Value = Bake> {
             components,
             keyring,
         });
-    let step = (option::of(text()), action()).prop_map(|(name, action)| Step { name, action });
+    let step = (option::of(text()), action()).prop_map(|(name, action)| Step {
+        name,
+        ..Step::new(action)
+    });
     let arch = prop::sample::select(vec![Arch::Amd64, Arch::Arm64]);
     let size = option::of((256u64..=100_000).prop_map(|mib| ByteSize::from_bytes(mib << 20)));
     let packages =
@@ -210,12 +299,16 @@ fn bake() -> impl Strategy<Value = Bake> {
     )
         .prop_map(
             |(from, arch, mirror, sources, packages, size, env, steps)| Bake {
-                from,
                 engine: Engine::Disk,
                 arch,
                 mirror,
                 sources,
-                packages: packages.into_iter().collect(),
+                packages: match from {
+                    Base::Distribution { .. } => packages.into_iter().collect(),
+                    // What is made already is made of no packages.
+                    Base::Image { .. } | Base::File(_) => Vec::new(),
+                },
+                from,
                 disk: Disk { size },
                 env,
                 steps,
@@ -390,7 +483,13 @@ proptest! {
             .map(ToString::to_string)
             .collect();
         prop_assert!(errors.is_empty(), "{errors:#?}\n{yaml}");
-        prop_assert_eq!(checked.value.expect("no errors, so a value"), pipeline, "{}", yaml);
+        let mut read = checked.value.expect("no errors, so a value");
+        for step in &mut read.bake.steps {
+            // A made pipeline stands in no file.
+            prop_assert!(step.line > 0);
+            step.line = 0;
+        }
+        prop_assert_eq!(read, pipeline, "{}", yaml);
     }
 
     #[test]
@@ -449,6 +548,12 @@ bake:
     - copy: { from: "a/${{ inputs.v }}", to: "/b/${{ inputs.v }}" }
     - env: { B: "${{ inputs.v }}-${{ inputs.n }}" }
     - workdir: "/w/${{ inputs.v }}"
+    - run: { script: "s/${{ inputs.v }}", args: ["${{ inputs.v }}", "-${{ inputs.n }}"] }
+    - copy: { url: "https://h/${{ inputs.v }}", sha256: 0000000000000000000000000000000000000000000000000000000000000000, to: "/b/${{ inputs.v }}" }
+    - copy: { image: tools, channel: stable, from: "/a/${{ inputs.v }}", to: /b }
+    - packages: ["${{ inputs.v }}"]
+    - systemd: { install: ["u/${{ inputs.v }}.service"], enable: ["${{ inputs.v }}.service"], disable: ["${{ inputs.v }}-a.service"], mask: ["${{ inputs.v }}-b.service"], unmask: ["${{ inputs.v }}-c.service"], default: "${{ inputs.v }}.target" }
+    - ansible: { playbook: "p/${{ inputs.v }}.yml", folder: "p", variables: { V: "${{ inputs.v }}" } }
 test:
   - boot:
       checks:

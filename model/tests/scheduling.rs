@@ -472,7 +472,7 @@ fn failed_run(farm: &mut Farm) -> oast_model::ledger::RunRecord {
     for command in ["install", "configure", "check"] {
         read.bake.steps.push(Step {
             name: Some(command.into()),
-            action: Action::Run(Run::new(command.to_owned())),
+            ..Step::new(Action::Run(Run::new(command.to_owned())))
         });
     }
     farm.source_done(token, read);

@@ -31,6 +31,10 @@ fn same_as_committed(name: &str, schema: &Value) {
 #[test]
 fn the_committed_schemas_are_those_of_the_program() {
     same_as_committed("pipeline.v1.json", &oast_model::pipeline::file::schema());
+    same_as_committed(
+        "policy.v1.json",
+        &oast_model::pipeline::file::policy_schema(),
+    );
     same_as_committed("resource.v1.json", &oast_model::resource::file::schema());
 }
 

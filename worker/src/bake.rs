@@ -9,6 +9,7 @@ pub mod cache;
 pub mod disk;
 pub mod engine;
 pub mod find;
+mod import;
 pub mod key;
 pub mod layer;
 pub mod manifest;

@@ -138,6 +138,8 @@ pub struct BakeConfig {
     /// Unpacked layers and disks kept at most, together; those unused for longest go first, and what
     /// a task uses stays. One bake's own must fit beside it for a while. Default 20GiB, at least 1GiB.
     pub layer_cache: ByteSize,
+    /// Folders that `run` steps keep from one bake to the next, all together. Default 4GiB.
+    pub step_caches: ByteSize,
     /// What one step may print at most before the rest is dropped is the log's own limit; this is
     /// how much of its last output a failure shows, in lines. Default 20, at most 200.
     pub failure_lines: u32,
@@ -154,6 +156,7 @@ impl Default for BakeConfig {
             allow_host_network: false,
             package_cache: ByteSize::from_bytes(4 << 30),
             layer_cache: ByteSize::from_bytes(20 << 30),
+            step_caches: ByteSize::from_bytes(4 << 30),
             failure_lines: 20,
         }
     }
@@ -194,6 +197,9 @@ pub struct SourceConfig {
     pub timeout: TimeSpan,
     /// Largest source tree. Default 2GiB.
     pub tree_max: ByteSize,
+    /// A file of policies: steps that are put into every pipeline (`oast schema policy`). Read for
+    /// every run, so a change needs no restart. Give all workers the same. Default none.
+    pub policy_file: Option<Utf8PathBuf>,
 }
 
 impl Default for SourceConfig {
@@ -203,6 +209,7 @@ impl Default for SourceConfig {
             allow_file: false,
             timeout: TimeSpan::from_secs(600),
             tree_max: ByteSize::from_bytes(2 << 30),
+            policy_file: None,
         }
     }
 }

@@ -28,6 +28,7 @@ use crate::bake::disk::Disks;
 use crate::bake::engine::{self, Engine, Here};
 use crate::bake::find::Members;
 use crate::bake::shelf::Shelf;
+use crate::bake::steps::cache::StepCaches;
 use crate::bake::steps::run::Kitchen;
 use crate::batch::{Batch, Executor};
 use crate::config::{TokenError, WorkerConfig, read_token};
@@ -158,6 +159,7 @@ impl runner::Worker for Parts {
                 trust,
                 done,
                 image,
+                images,
             } => {
                 let request = engine::Request {
                     bake: *bake,
@@ -165,6 +167,7 @@ impl runner::Worker for Parts {
                     trust,
                     done,
                     image,
+                    images,
                 };
                 Ok(Output::Baked(self.engine.run(attempt, request).await?))
             }
@@ -270,6 +273,11 @@ pub async fn run(config: WorkerConfig, process: &Process) -> Result<(), WorkerEr
     let kitchen = Kitchen {
         launcher,
         proxy: Proxy::new(policy(&config)?, tasks.clone(), clock.clone()),
+        caches: Arc::new(StepCaches::new(
+            config.folder("step-caches"),
+            config.bake.step_caches.bytes(),
+            idmap.host_base(),
+        )),
         clock: clock.clone(),
         failure_lines: usize::try_from(config.bake.failure_lines).unwrap_or(usize::MAX),
     };
@@ -277,6 +285,7 @@ pub async fn run(config: WorkerConfig, process: &Process) -> Result<(), WorkerEr
         worker: name,
         config: config.bake.clone(),
         base_folder: folder(&config, "base")?,
+        download_folder: folder(&config, "downloads")?,
         work_folder: work_folder.clone(),
         store: store.clone(),
         layers: layers.clone(),
@@ -298,6 +307,7 @@ pub async fn run(config: WorkerConfig, process: &Process) -> Result<(), WorkerEr
             store: store.clone(),
             tasks: tasks.clone(),
             clock: clock.clone(),
+            policy_file: config.source.policy_file.clone(),
         },
         engine,
         tester: Tester {

@@ -6,15 +6,18 @@
 
 pub mod git;
 mod pipeline;
+mod policy;
 
 pub(crate) use pipeline::normal as normal_path;
 
 use std::sync::Arc;
 
+use camino::Utf8PathBuf;
 use oast_artifacts::{ArtifactStore, Digest, Tree};
 use oast_daemon::clock::SharedClock;
 use oast_daemon::task::Tasks;
 use oast_model::names::TeamName;
+use oast_model::pipeline::policy::inject;
 use oast_model::task::{Origin, SourceOutput};
 use std::collections::BTreeMap;
 
@@ -32,6 +35,8 @@ pub struct Sources {
     pub tasks: Tasks,
     /// For deadlines.
     pub clock: SharedClock,
+    /// The operator's policies.
+    pub policy_file: Option<Utf8PathBuf>,
 }
 
 /// What is asked for.
@@ -108,7 +113,19 @@ impl Sources {
             pipeline::wanted(&checked, branch, changed)?;
         }
         pipeline::present(&checked, tree, &request.path)?;
-        pipeline::fill(&checked, &request.inputs, &request.path)
+        let mut filled = pipeline::fill(&checked, &request.inputs, &request.path)?;
+        if let Some(file) = &self.policy_file {
+            let policies = policy::read(file)?;
+            inject(&mut filled, &policies);
+            let names = policies
+                .iter()
+                .filter(|policy| policy.applies_to(&filled.team));
+            for policy in names {
+                let text = format!("policy {} adds its steps", policy.name);
+                attempt.log.engine(0, text);
+            }
+        }
+        Ok(filled)
     }
 }
 

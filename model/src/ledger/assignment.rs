@@ -2,9 +2,10 @@
 
 use super::{Ledger, Run};
 use crate::bake::Trust;
-use crate::fleet::DeployImage;
+use crate::fleet::{DeployImage, VersionRef};
 use crate::ids::Token;
-use crate::task::{Assignment, BatchAction, Origin, Task, TaskKind, TaskOwner, Work};
+use crate::pipeline::Bake;
+use crate::task::{Assignment, BatchAction, NamedImage, Origin, Task, TaskKind, TaskOwner, Work};
 
 impl Ledger {
     /// The work under a live lease, or none if the lease is over or its owner is gone.
@@ -44,6 +45,7 @@ impl Ledger {
                     trust: trust_of(run),
                     done: task.finished_layers().cloned().collect(),
                     image: pipeline.publish.image.to_string(),
+                    images: self.named_images(run, &pipeline.bake),
                 }
             }
             TaskKind::Test => Work::Test {
@@ -56,6 +58,24 @@ impl Ledger {
             },
             TaskKind::Batch(_) => return None,
         })
+    }
+
+    /// The images that a recipe names. Those of other teams are not there for it.
+    fn named_images(&self, run: &Run, bake: &Bake) -> Vec<NamedImage> {
+        let named = bake.images().into_iter().filter_map(|(image, channel)| {
+            let number = *self.images.get(image)?.channels.get(channel)?;
+            let version = VersionRef {
+                image: image.clone(),
+                number,
+            };
+            let record = self.versions.get(&version)?;
+            (record.team == run.team).then(|| NamedImage {
+                version,
+                channel: channel.clone(),
+                image: record.image.clone(),
+            })
+        });
+        named.collect()
     }
 
     fn work_of_batch(&self, task: &Task) -> Option<Work> {

@@ -4,7 +4,9 @@
 //! before it gives up. What concerns several sections is checked at the end here.
 
 mod bake;
+mod policy;
 mod release;
+mod step;
 mod trigger;
 
 use std::collections::BTreeMap;
@@ -17,6 +19,7 @@ use crate::pipeline::definition::{
 use crate::pipeline::inputs;
 use crate::priority::Priority;
 
+pub use policy::parse_policies;
 pub(crate) use trigger::globs;
 
 /// The most inputs of a pipeline.

@@ -12,19 +12,16 @@ use serde::{Deserialize, Serialize};
 use crate::names::{
     ChannelName, FleetName, ImageName, PipelineName, RegionName, SecretName, TeamName,
 };
+pub use crate::pipeline::step::*;
 use crate::priority::Priority;
 use crate::units::{Amount, ByteSize, TimeSpan};
 
-/// How long a `run` step may take unless it says otherwise.
-pub const RUN_TIMEOUT: TimeSpan = TimeSpan::from_secs(30 * 60);
 /// How long a booted image may take to pass its checks unless it says otherwise.
 pub const BOOT_TIMEOUT: TimeSpan = TimeSpan::from_secs(3 * 60);
 /// How long one request of a gate or check may take unless it says otherwise.
 pub const REQUEST_TIMEOUT: TimeSpan = TimeSpan::from_secs(2);
 /// How long a replaced instance may take to become healthy unless the strategy says otherwise.
 pub const HEALTHY_DEADLINE: TimeSpan = TimeSpan::from_secs(5 * 60);
-/// The interpreter of a `run` step unless it says otherwise. `-e`: the first failing command fails the step.
-pub const SHELL: &str = "/bin/sh -e";
 /// Where the pipeline file stands in a repository unless the repository says otherwise.
 pub const PIPELINE_PATH: &str = "oast.yaml";
 
@@ -223,6 +220,24 @@ pub struct Bake {
     pub steps: Vec<Step>,
 }
 
+impl Bake {
+    /// Images that the recipe names, each with its channel, each once.
+    pub fn images(&self) -> std::collections::BTreeSet<(&ImageName, &ChannelName)> {
+        let base = match &self.from {
+            Base::Image { image, channel } => Some((image, channel)),
+            _ => None,
+        };
+        let copied = self.steps.iter().filter_map(|step| match &step.action {
+            Action::Copy(CopyFiles {
+                source: CopySource::Image { image, channel },
+                ..
+            }) => Some((image, channel)),
+            _ => None,
+        });
+        base.into_iter().chain(copied).collect()
+    }
+}
+
 /// What the first step finds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -240,6 +255,52 @@ pub enum Base {
         image: ImageName,
         /// Its channel.
         channel: ChannelName,
+    },
+    /// A file that somebody made with other tools.
+    File(BaseFile),
+}
+
+/// A root file system that somebody made with other tools.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BaseFile {
+    /// What is in the file.
+    pub format: FileFormat,
+    /// Where it is.
+    pub place: FilePlace,
+}
+
+/// What a base file is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FileFormat {
+    /// A tar archive of a root file system, perhaps compressed.
+    Rootfs,
+    /// A tar archive of an OCI image layout, or what `docker save` writes.
+    Oci,
+}
+
+impl FileFormat {
+    /// As it stands in the file.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Rootfs => "rootfs",
+            Self::Oci => "oci",
+        }
+    }
+}
+
+/// Where a base file is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FilePlace {
+    /// In the commit.
+    Path(String),
+    /// On the web.
+    Url {
+        /// Its address.
+        url: String,
+        /// Lower-case hexadecimal SHA-256.
+        sha256: String,
     },
 }
 
@@ -272,7 +333,7 @@ pub const RELEASES: [(Distribution, &str, &str); 4] = [
 ];
 
 impl Base {
-    /// The archive's name of the release, such as `bookworm`; none for an image.
+    /// The archive's name of the release, such as `bookworm`; none for an image or a file.
     pub fn suite(&self) -> Option<&'static str> {
         let Self::Distribution {
             distribution,
@@ -296,6 +357,10 @@ impl fmt::Display for Base {
                 release,
             } => write!(f, "{}-{release}", distribution.as_str()),
             Self::Image { image, channel } => write!(f, "{image}@{channel}"),
+            Self::File(file) => match &file.place {
+                FilePlace::Path(path) => write!(f, "{} {path}", file.format.as_str()),
+                FilePlace::Url { url, .. } => write!(f, "{} {url}", file.format.as_str()),
+            },
         }
     }
 }
@@ -353,164 +418,11 @@ pub struct Disk {
     pub size: Option<ByteSize>,
 }
 
-/// One thing that is done to the image.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Step {
-    /// What people see; else a text made from the action.
-    #[serde(default)]
-    pub name: Option<String>,
-    /// What is done.
-    pub action: Action,
-}
-
-impl Step {
-    /// The name, or the action in a few words.
-    pub fn title(&self) -> String {
-        self.name.clone().unwrap_or_else(|| self.action.to_string())
-    }
-}
-
-/// What a step does.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Action {
-    /// Runs commands inside the image.
-    Run(Run),
-    /// Copies files of the commit into the image.
-    Copy(CopyFiles),
-    /// Sets environment variables for the steps after it, not in the image.
-    Env(BTreeMap<String, String>),
-    /// Sets the folder in which the steps after it run; made when missing.
-    Workdir(String),
-}
-
-impl Action {
-    /// The key of the action in the file.
-    pub const fn key(&self) -> &'static str {
-        match self {
-            Self::Run(_) => "run",
-            Self::Copy(_) => "copy",
-            Self::Env(_) => "env",
-            Self::Workdir(_) => "workdir",
-        }
-    }
-}
-
-impl fmt::Display for Action {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Run(run) => write!(
-                f,
-                "run {}",
-                run.command.trim().lines().next().unwrap_or_default()
-            ),
-            Self::Copy(copy) => write!(f, "copy {} to {}", copy.from, copy.to),
-            Self::Env(env) => {
-                let names: Vec<&str> = env.keys().map(String::as_str).collect();
-                write!(f, "env {}", names.join(" "))
-            }
-            Self::Workdir(path) => write!(f, "workdir {path}"),
-        }
-    }
-}
-
-/// Commands that run inside the image.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Run {
-    /// The text that the shell reads.
-    pub command: String,
-    /// The interpreter and its arguments, split at spaces; the command is its standard input's script.
-    pub shell: String,
-    /// After this the step has failed.
-    pub timeout: TimeSpan,
-    /// How often a failed command is tried again, from the parent layer each time.
-    #[serde(default)]
-    pub retries: u32,
-    /// What the step may reach.
-    #[serde(default)]
-    pub network: Network,
-    /// Secrets that the step gets; never part of a layer.
-    #[serde(default)]
-    pub secrets: Vec<SecretUse>,
-}
-
-impl Run {
-    /// A command with everything else at its default.
-    pub fn new(command: impl Into<String>) -> Self {
-        Self {
-            command: command.into(),
-            shell: SHELL.to_owned(),
-            timeout: RUN_TIMEOUT,
-            retries: 0,
-            network: Network::default(),
-            secrets: Vec::new(),
-        }
-    }
-}
-
-/// What a step may reach.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Network {
-    /// Nothing but itself.
-    None,
-    /// Public addresses through the engine's proxy; never the farm or the machine.
-    #[default]
-    Proxy,
-    /// Whatever the worker reaches. Needs the operator's policy.
-    Host,
-}
-
-impl Network {
-    /// As it stands in the file.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::None => "none",
-            Self::Proxy => "proxy",
-            Self::Host => "host",
-        }
-    }
-}
-
-/// A secret that a step gets.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SecretUse {
-    /// Which secret of the team.
-    pub name: SecretName,
-    /// How the step finds it.
-    pub delivery: SecretDelivery,
-}
-
-/// How a step finds a secret.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum SecretDelivery {
-    /// In this environment variable.
-    Env(String),
-    /// In a file of this name in memory, gone when the step ends.
-    File(String),
-}
-
 /// A secret in a team's keeping, by name. The value is never in the model.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SecretRef {
     /// Which secret of the team.
     pub secret: SecretName,
-}
-
-/// Files of the commit that are copied into the image.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CopyFiles {
-    /// A file or folder, relative to the top of the repository.
-    pub from: String,
-    /// A path in the image; the content of a folder lands in it.
-    pub to: String,
-    /// Permission bits of the copied files; else those of the repository. Folders get `x` where they have `r`.
-    #[serde(default)]
-    pub mode: Option<u32>,
-    /// Owner of what is copied, `user` or `user:group` as the image knows them; else root.
-    #[serde(default)]
-    pub owner: Option<String>,
 }
 
 /// What an image must pass before it is published.

@@ -11,8 +11,10 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Value, json};
 
+mod step;
 mod write;
 
+pub use step::policy_schema;
 pub use write::{to_value, to_yaml};
 
 /// Whether an optional key is left out.
@@ -77,7 +79,7 @@ fn widen(schema: &mut Value) {
 }
 
 /// A text, or a number or truth value that is read as the text that it is.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 #[serde(transparent)]
 struct Text(String);
 
@@ -266,9 +268,9 @@ struct CronFile {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schemars(rename = "Bake")]
 struct BakeFile {
-    /// The system that the first step finds: a distribution and its release.
-    #[schemars(extend("enum" = ["debian-12", "debian-13", "ubuntu-22.04", "ubuntu-24.04"]))]
-    from: String,
+    /// The system that the first step finds: a distribution and its release, another image, or a
+    /// file that other tools made.
+    from: FromFile,
     /// What makes the image: `disk` works in layers on the worker, without a virtual machine. Default: disk.
     #[serde(skip_serializing_if = "skip")]
     #[schemars(extend("enum" = ["disk"]))]
@@ -294,7 +296,68 @@ struct BakeFile {
     env: Option<BTreeMap<String, Text>>,
     /// What is done to the base, in order. Each step is a layer: one that did not change is not done again.
     #[serde(skip_serializing_if = "skip")]
-    steps: Option<Vec<StepFile>>,
+    steps: Option<Vec<step::StepFile>>,
+}
+
+/// The system that the first step finds.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum FromFile {
+    Distribution(String),
+    Made(Box<MadeFile>),
+}
+
+impl JsonSchema for FromFile {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "From".into()
+    }
+
+    fn json_schema(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        // One schema for both forms, as for `run`.
+        let mut schema = MadeFile::json_schema(generator);
+        schema.insert("type".to_owned(), json!(["string", "object"]));
+        let names = ["debian-12", "debian-13", "ubuntu-22.04", "ubuntu-24.04"];
+        schema.insert("examples".to_owned(), json!(names));
+        let pattern = format!("^({})$", names.join("|").replace('.', "\\."));
+        schema.insert("pattern".to_owned(), json!(pattern));
+        schema
+    }
+}
+
+/// The system that the first step finds: the name of a distribution's release, or one of `image`,
+/// `rootfs` and `oci`.
+#[derive(Debug, Default, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("minProperties" = 1, "maxProperties" = 2))]
+struct MadeFile {
+    /// An image of the team; its newest version in the channel.
+    #[serde(skip_serializing_if = "skip")]
+    image: Option<Name>,
+    /// The image's channel.
+    #[serde(skip_serializing_if = "skip")]
+    channel: Option<Name>,
+    /// A tar archive of a root file system, perhaps compressed.
+    #[serde(skip_serializing_if = "skip")]
+    rootfs: Option<PlaceFile>,
+    /// A tar archive of an OCI image layout, or what `docker save` writes.
+    #[serde(skip_serializing_if = "skip")]
+    oci: Option<PlaceFile>,
+}
+
+/// Where a base file is: `path`, or `url` with `sha256`.
+#[derive(Debug, Default, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(rename = "BaseFile", extend("minProperties" = 1, "maxProperties" = 2))]
+struct PlaceFile {
+    /// A file of the repository.
+    #[serde(skip_serializing_if = "skip")]
+    path: Option<Text>,
+    /// An address.
+    #[serde(skip_serializing_if = "skip")]
+    url: Option<Text>,
+    /// The SHA-256 that the file at the address must have.
+    #[serde(skip_serializing_if = "skip")]
+    sha256: Option<step::Sha256>,
 }
 
 /// Where the base's packages are fetched from.
@@ -320,121 +383,6 @@ struct DiskFile {
     /// Its size, a whole number of MiB. Default: the smallest that fits.
     #[serde(skip_serializing_if = "skip")]
     size: Option<Size>,
-}
-
-/// Another action beside a step's first one is refused where it stands.
-fn alone() -> Value {
-    let actions = ["run", "copy", "env", "workdir"];
-    let rules = actions.iter().map(|action| {
-        let others = actions.iter().filter(|other| *other != action);
-        let refused: BTreeMap<&str, bool> = others.map(|other| (*other, false)).collect();
-        (*action, json!({ "properties": refused }))
-    });
-    json!(rules.collect::<BTreeMap<_, _>>())
-}
-
-/// One thing that is done to the image: one of `run`, `copy`, `env` and `workdir`.
-#[derive(Debug, Default, Serialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[schemars(rename = "Step", extend("minProperties" = 1, "maxProperties" = 3, "dependencies" = alone()))]
-struct StepFile {
-    /// What people see. Default: made from the action.
-    #[serde(skip_serializing_if = "skip")]
-    name: Option<Text>,
-    /// Runs commands inside the image: a text for the shell, or a map with more settings.
-    #[serde(skip_serializing_if = "skip")]
-    run: Option<RunFile>,
-    /// Secrets that the `run` beside it gets. They are never part of a layer or a log.
-    #[serde(skip_serializing_if = "skip")]
-    secrets: Option<Vec<SecretFile>>,
-    /// Copies files of the repository into the image.
-    #[serde(skip_serializing_if = "skip")]
-    copy: Option<CopyFile>,
-    /// Sets environment variables for the steps after it.
-    #[serde(skip_serializing_if = "skip")]
-    env: Option<BTreeMap<String, Text>>,
-    /// Sets the folder in which the steps after it run.
-    #[serde(skip_serializing_if = "skip")]
-    workdir: Option<Text>,
-}
-
-/// Commands that run inside the image.
-#[derive(Debug, Serialize)]
-#[serde(untagged)]
-enum RunFile {
-    Short(String),
-    Long(Box<RunLong>),
-}
-
-impl JsonSchema for RunFile {
-    fn schema_name() -> std::borrow::Cow<'static, str> {
-        "Run".into()
-    }
-
-    fn json_schema(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
-        // One schema for both forms: `properties` judges maps only, so no `anyOf` is needed.
-        let mut schema = RunLong::json_schema(generator);
-        schema.insert("type".to_owned(), json!(["string", "object"]));
-        schema.insert("minLength".to_owned(), json!(1));
-        schema
-    }
-}
-
-/// Commands that run inside the image.
-#[derive(Debug, Serialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct RunLong {
-    /// The text that the shell reads. Text inputs may not stand in it: give them by `env`.
-    command: Text,
-    /// The interpreter with its absolute path. Default: /bin/sh -e.
-    #[serde(skip_serializing_if = "skip")]
-    #[schemars(regex(pattern = "^/"))]
-    shell: Option<String>,
-    /// After this the step has failed. Default: 30m.
-    #[serde(skip_serializing_if = "skip")]
-    timeout: Option<Length>,
-    /// How often a failed command is tried again, each time from where the step began. Default: 0.
-    #[serde(skip_serializing_if = "skip")]
-    #[schemars(range(max = 10))]
-    retries: Option<u32>,
-    /// What the step may reach: nothing, public addresses through the engine's proxy, or (where the
-    /// operator allows it) whatever the worker reaches. Default: proxy.
-    #[serde(skip_serializing_if = "skip")]
-    #[schemars(extend("enum" = ["none", "proxy", "host"]))]
-    network: Option<String>,
-}
-
-/// A secret that a step gets: its name, and one of `env` and `file`.
-#[derive(Debug, Serialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[schemars(rename = "SecretUse", extend("minProperties" = 2, "maxProperties" = 2))]
-struct SecretFile {
-    /// The team's secret, set by `oast secret set NAME`.
-    name: Name,
-    /// The environment variable in which the step finds it.
-    #[serde(skip_serializing_if = "skip")]
-    env: Option<String>,
-    /// The name of the file, under $OAST_SECRETS, in which the step finds it.
-    #[serde(skip_serializing_if = "skip")]
-    file: Option<String>,
-}
-
-/// Files of the repository that are copied into the image.
-#[derive(Debug, Serialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[schemars(rename = "Copy")]
-struct CopyFile {
-    /// A file or folder, from the top of the repository.
-    from: Text,
-    /// An absolute path in the image. The content of a folder lands in it.
-    to: Text,
-    /// Permission bits of the copied files in octal, such as "0644". Default: as in the repository.
-    #[serde(skip_serializing_if = "skip")]
-    #[schemars(extend("type" = ["string", "integer"]))]
-    mode: Option<String>,
-    /// `user` or `user:group`, as the image knows them. Default: root.
-    #[serde(skip_serializing_if = "skip")]
-    owner: Option<String>,
 }
 
 /// What the image must pass: one of `static` and `boot`.

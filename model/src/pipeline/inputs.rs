@@ -24,7 +24,8 @@ use std::collections::BTreeMap;
 use crate::document::reader::shorten;
 use crate::document::{Code, Node, Reader};
 use crate::pipeline::definition::{
-    Action, Bake, Check, Gate, HttpCheck, InputKind, InputValue, Pipeline, Test,
+    Action, Bake, Base, Check, CopySource, FilePlace, Gate, HttpCheck, InputKind, InputValue,
+    Pipeline, Test,
 };
 use crate::pipeline::rules::Rule;
 
@@ -320,7 +321,7 @@ type Visit<'v> = dyn FnMut(&str, Rule, &mut String) + 'v;
 /// test says so.
 pub(crate) fn for_each_text(pipeline: &mut Pipeline, visit: &mut Visit<'_>) {
     let Bake {
-        from: _,
+        from,
         mirror,
         sources,
         packages,
@@ -330,6 +331,13 @@ pub(crate) fn for_each_text(pipeline: &mut Pipeline, visit: &mut Visit<'_>) {
         arch: _,
         disk: _,
     } = &mut pipeline.bake;
+    if let Base::File(file) = from {
+        let place = format!("bake.from.{}", file.format.as_str());
+        match &mut file.place {
+            FilePlace::Path(path) => visit(&format!("{place}.path"), Rule::Source, path),
+            FilePlace::Url { url, .. } => visit(&format!("{place}.url"), Rule::Web, url),
+        }
+    }
     if let Some(mirror) = mirror {
         visit("bake.mirror.url", Rule::Archive, &mut mirror.url);
         if let Some(keyring) = &mut mirror.keyring {
@@ -350,19 +358,7 @@ pub(crate) fn for_each_text(pipeline: &mut Pipeline, visit: &mut Visit<'_>) {
         if let Some(name) = &mut step.name {
             visit(&format!("{place}.name"), Rule::Filled, name);
         }
-        match &mut step.action {
-            Action::Run(run) => visit(&format!("{place}.run"), Rule::Command, &mut run.command),
-            Action::Copy(copy) => {
-                visit(&format!("{place}.copy.from"), Rule::Source, &mut copy.from);
-                visit(&format!("{place}.copy.to"), Rule::Target, &mut copy.to);
-            }
-            Action::Env(env) => {
-                for (name, value) in env {
-                    visit(&format!("{place}.env.{name}"), Rule::Any, value);
-                }
-            }
-            Action::Workdir(path) => visit(&format!("{place}.workdir"), Rule::Target, path),
-        }
+        visit_action(&place, &mut step.action, visit);
     }
     for (index, test) in pipeline.test.iter_mut().enumerate() {
         let Test::Boot(boot) = test else { continue };
@@ -398,6 +394,67 @@ pub(crate) fn for_each_text(pipeline: &mut Pipeline, visit: &mut Visit<'_>) {
                     let place = format!("{place}.prometheus.query");
                     visit(&place, Rule::Filled, &mut prometheus.query);
                 }
+            }
+        }
+    }
+}
+
+fn visit_action(place: &str, action: &mut Action, visit: &mut Visit<'_>) {
+    let mut list = |key: &str, rule: Rule, texts: &mut [String]| {
+        for (index, text) in texts.iter_mut().enumerate() {
+            visit(&format!("{place}.{key}[{index}]"), rule, text);
+        }
+    };
+    match action {
+        Action::Run(run) => {
+            list("run.args", Rule::Any, &mut run.args);
+            match &mut run.script {
+                Some(script) => visit(&format!("{place}.run.script"), Rule::Source, script),
+                None => visit(&format!("{place}.run"), Rule::Command, &mut run.command),
+            }
+        }
+        Action::Copy(copy) => {
+            let (key, rule) = match copy.source {
+                CopySource::Commit => ("from", Rule::Source),
+                CopySource::Url { .. } => ("url", Rule::Web),
+                CopySource::Image { .. } => ("from", Rule::Target),
+            };
+            visit(&format!("{place}.copy.{key}"), rule, &mut copy.from);
+            visit(&format!("{place}.copy.to"), Rule::Target, &mut copy.to);
+        }
+        Action::Env(env) => {
+            for (name, value) in env {
+                visit(&format!("{place}.env.{name}"), Rule::Any, value);
+            }
+        }
+        Action::Workdir(path) => visit(&format!("{place}.workdir"), Rule::Target, path),
+        Action::User(_) => {}
+        Action::Packages(packages) => list("packages", Rule::Package, &mut packages.install),
+        Action::Systemd(systemd) => {
+            list("systemd.install", Rule::Source, &mut systemd.install);
+            list("systemd.enable", Rule::Unit, &mut systemd.enable);
+            list("systemd.disable", Rule::Unit, &mut systemd.disable);
+            list("systemd.mask", Rule::Unit, &mut systemd.mask);
+            list("systemd.unmask", Rule::Unit, &mut systemd.unmask);
+            if let Some(target) = &mut systemd.default {
+                visit(&format!("{place}.systemd.default"), Rule::Unit, target);
+            }
+        }
+        Action::Ansible(play) => {
+            visit(
+                &format!("{place}.ansible.playbook"),
+                Rule::Source,
+                &mut play.playbook,
+            );
+            if let Some(folder) = &mut play.folder {
+                visit(&format!("{place}.ansible.folder"), Rule::Source, folder);
+            }
+            for (name, value) in &mut play.variables {
+                visit(
+                    &format!("{place}.ansible.variables.{name}"),
+                    Rule::Any,
+                    value,
+                );
             }
         }
     }

@@ -186,6 +186,18 @@ fn unit(text: &str) -> Verdict {
     Ok(())
 }
 
+/// Judges the path of a unit file: its name says what kind of unit it is.
+pub fn unit_file(path: &str) -> Verdict {
+    let name = path.rsplit('/').next().unwrap_or(path);
+    if path.contains("${{") {
+        return Ok(());
+    }
+    if !name.contains('.') {
+        return Err("has no ending that says what kind of unit it is, such as .service".to_owned());
+    }
+    unit(name)
+}
+
 /// Judges a glob of branch names or paths: `*` within a part, `**` across parts, `?`, and no more.
 pub fn glob(text: &str) -> Verdict {
     length(text)?;

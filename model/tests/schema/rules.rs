@@ -48,9 +48,8 @@ fn judge(root: &Value, schema: &Value, value: &Value, at: &str, found: &mut Vec<
     };
     for (keyword, rule) in rules {
         let breach = match keyword.as_str() {
-            "$schema" | "$id" | "title" | "description" | "definitions" | "default" | "then" => {
-                false
-            }
+            "$schema" | "$id" | "title" | "description" | "definitions" | "default"
+            | "examples" | "then" => false,
             "$ref" => {
                 let pointer = rule
                     .as_str()

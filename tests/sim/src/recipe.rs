@@ -150,7 +150,9 @@ impl Recipe {
         };
         let step = |place: usize| Step {
             name: Some(format!("step {place}")),
-            action: oast_model::pipeline::Action::Workdir(format!("/srv/{place}")),
+            ..Step::new(oast_model::pipeline::Action::Workdir(format!(
+                "/srv/{place}"
+            )))
         };
         let gate = HttpCheck {
             port: None,

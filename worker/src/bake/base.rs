@@ -25,6 +25,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use oast_daemon::clock::SharedClock;
 
+pub mod apt;
 pub mod apt_conf;
 pub mod archive;
 pub mod configure;
@@ -244,6 +245,23 @@ pub async fn tools(
     let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
     blocking(context, move |context| {
         Work::new(&request, context)?.tools(&names)
+    })
+    .await
+}
+
+/// As [`tools`], with everything that the packages depend on: a folder in which programs find all
+/// that they need.
+pub async fn toolbox(
+    request: &BaseRequest,
+    context: &BaseContext,
+    names: &[&str],
+) -> Result<Utf8PathBuf, BaseError> {
+    let (request, context) = (request.clone(), context.clone());
+    let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+    blocking(context, move |context| {
+        let work = Work::new(&request, context)?;
+        let (_, plan) = work.plan(&names, false)?;
+        work.unpacked(&plan)
     })
     .await
 }
@@ -476,8 +494,12 @@ impl<'a> Work<'a> {
                 found.push(planned);
             }
         }
-        let plan = Plan { packages: found };
-        let resolved = described(&plan, String::new());
+        self.unpacked(&Plan { packages: found })
+    }
+
+    /// The packages unpacked in a folder of the cache.
+    fn unpacked(&self, plan: &Plan) -> Result<Utf8PathBuf, BaseError> {
+        let resolved = described(plan, String::new());
         let folder = self
             .context
             .cache_dir
@@ -486,7 +508,7 @@ impl<'a> Work<'a> {
         if folder.is_dir() {
             return Ok(folder);
         }
-        let files = self.fetch(&plan)?;
+        let files = self.fetch(plan)?;
         let parent = self.context.cache_dir.join("tools");
         let made = |source| BaseError::Root {
             path: folder.clone(),
@@ -500,7 +522,7 @@ impl<'a> Work<'a> {
             made(std::io::Error::other(reason))
         })?;
         let tree = unpack::make_root(&path, 0, self.distribution.merged, 0).map_err(made)?;
-        self.unpack(&tree, &plan, &files)?;
+        self.unpack(&tree, plan, &files)?;
         match std::fs::rename(&path, &folder) {
             // Another task made the same folder meanwhile; its content is the same.
             Err(_) if folder.is_dir() => Ok(folder),

@@ -23,7 +23,7 @@ use oast_daemon::task::Tasks;
 use oast_model::bake::{BakedImage, Layer, Trust};
 use oast_model::names::WorkerName;
 use oast_model::pipeline::{Action, Bake, Base};
-use oast_model::task::Report;
+use oast_model::task::{NamedImage, Report};
 use tokio_util::sync::CancellationToken;
 
 use super::base::confine::Sandboxed;
@@ -31,15 +31,18 @@ use super::base::{self, BaseContext, BaseError, BaseRequest, Event, Progress, fe
 use super::cache::{CacheError, Layers};
 use super::disk::{Chain, Disks};
 use super::find::Finder;
-use super::key::{self, Scope, State};
+use super::key::{self, Scope};
 use super::layer::{LayerRecord, PackOptions, UnpackedLayer, pack};
 use super::manifest;
-use super::steps::copy;
-use super::steps::run::{Kitchen, Order};
+use super::steps::run::Kitchen;
 use crate::config::BakeConfig;
 use crate::image::Tools;
 use crate::runner::{Attempt, Halt};
 use crate::source::normal_path;
+
+mod make;
+mod origin;
+mod packages;
 
 /// Archives asked less than this long ago are not asked again.
 const INDEX_MAX_AGE: Duration = Duration::from_secs(3600);
@@ -60,6 +63,8 @@ pub struct Engine {
     pub config: BakeConfig,
     /// Holds package caches.
     pub base_folder: Utf8PathBuf,
+    /// Holds fetched files.
+    pub download_folder: Utf8PathBuf,
     /// Holds a folder per attempt.
     pub work_folder: Utf8PathBuf,
     /// Where layers and disks become durable.
@@ -121,6 +126,8 @@ pub struct Request {
     pub done: Vec<Layer>,
     /// Name for messages: the image that will be published.
     pub image: String,
+    /// Images that the recipe names.
+    pub images: Vec<NamedImage>,
 }
 
 /// One bake going on.
@@ -138,6 +145,8 @@ struct Baking<'a> {
     known: BTreeMap<Digest, Layer>,
     /// Finished steps, the base first.
     finished: Vec<Layer>,
+    /// Layers of the image that is the base, the top one last.
+    parents: Vec<Layer>,
 }
 
 impl From<CacheError> for Halt {
@@ -187,6 +196,7 @@ impl Engine {
             folder,
             known: BTreeMap::new(),
             finished: request.done.clone(),
+            parents: Vec::new(),
         };
         baking.run().await
     }
@@ -268,6 +278,7 @@ impl Baking<'_> {
         // Blocking work notices when this future is dropped.
         let _guard = cancel.clone().drop_guard();
         let context = self.engine.base_context(self.attempt, cancel);
+        self.parents = self.parents().await?;
         let base_key = match self.finished.first() {
             Some(base) => base.key,
             None => self.base_key(&context).await?,
@@ -292,13 +303,18 @@ impl Baking<'_> {
     }
 
     fn base_request(&self) -> Result<BaseRequest, Halt> {
-        let bake = &self.request.bake;
-        let Base::Distribution { .. } = &bake.from else {
-            return Err(Halt::failed(format!(
-                "bake.from: {} is another image, which this version does not bake from; name a distribution such as debian-12",
-                bake.from
+        let from = &self.request.bake.from;
+        let Base::Distribution { .. } = from else {
+            return Err(Halt::errored(format!(
+                "bake.from: {from} is no distribution"
             )));
         };
+        self.request_of(&from.to_string())
+    }
+
+    /// How a distribution is asked for, from the bake's mirror or the worker's.
+    fn request_of(&self, distribution: &str) -> Result<BaseRequest, Halt> {
+        let bake = &self.request.bake;
         let mirror = match &bake.mirror {
             None => None,
             Some(mirror) => Some(source::Mirror {
@@ -310,7 +326,7 @@ impl Baking<'_> {
             }),
         };
         Ok(BaseRequest {
-            distribution: bake.from.to_string(),
+            distribution: distribution.to_owned(),
             architecture: bake.arch.as_str().to_owned(),
             packages: bake.packages.clone(),
             kernel: true,
@@ -343,7 +359,7 @@ impl Baking<'_> {
             .ok_or_else(|| Halt::errored("the data directory's path is not UTF-8"))
     }
 
-    async fn base_key(&mut self, context: &BaseContext) -> Result<Digest, Halt> {
+    async fn distribution_key(&mut self, context: &BaseContext) -> Result<Digest, Halt> {
         let request = self.base_request()?;
         let resolved = base::resolve(&request, context)
             .await
@@ -364,36 +380,6 @@ impl Baking<'_> {
         );
         self.indices = Some(resolved.index_digest);
         Ok(key)
-    }
-
-    /// The keys of all steps, the base first. Steps without a layer have their parent's.
-    fn keys(&self, base: Digest) -> Result<Vec<Digest>, Halt> {
-        let bake = &self.request.bake;
-        let mut state = State::of(bake);
-        let mut keys = vec![base];
-        let mut parent = base;
-        for (step, place) in bake.steps.iter().zip(1..) {
-            match &step.action {
-                Action::Env(env) => state.env.extend(env.clone()),
-                Action::Workdir(path) => state.workdir.clone_from(path),
-                Action::Run(run) => parent = key::run(self.scope(), parent, run, &state),
-                Action::Copy(copy) => {
-                    let key = key::copy(self.scope(), parent, copy, &self.tree);
-                    parent = key.ok_or_else(|| {
-                        Halt::failed(format!(
-                            "step {place} copies {}, which the commit does not have",
-                            copy.from
-                        ))
-                    })?;
-                }
-            }
-            // What is done was done under the key it has, whatever engine made it.
-            if let Some(done) = self.finished.get(keys.len()) {
-                parent = done.key;
-            }
-            keys.push(parent);
-        }
-        Ok(keys)
     }
 
     fn title(&self, place: usize) -> String {
@@ -465,13 +451,18 @@ impl Baking<'_> {
     /// A step that sets something only, or whose layer is in the store.
     fn without_work(&self, place: usize, key: Digest, title: &str) -> Option<Layer> {
         if let Some(step) = place.checked_sub(1)
-            && let Action::Env(_) | Action::Workdir(_) = self.request.bake.steps[step].action
+            && self.request.bake.steps[step].action.is_setting()
         {
             let parent = self.finished.last()?;
             return Some(Layer {
                 title: title.to_owned(),
                 ..parent.clone()
             });
+        }
+        if place == 0
+            && let Some(top) = self.parents.last()
+        {
+            return Some(top.clone());
         }
         let known = self
             .engine
@@ -494,7 +485,7 @@ impl Baking<'_> {
         self.attempt.log.engine(number, title);
         let upper = match place.checked_sub(1) {
             None => self.make_base(context).await?,
-            Some(step) => self.make_upper(step, number, title).await?,
+            Some(step) => self.make_upper(step, context).await?,
         };
         let parent = self.finished.last().map(|layer| layer.key);
         let options = PackOptions {
@@ -506,7 +497,7 @@ impl Baking<'_> {
         let store = self.engine.store.clone();
         let layers = self.engine.layers.clone();
         let log = self.attempt.log.clone();
-        let inputs = self.inputs(place);
+        let inputs = self.inputs(place)?;
         let packing = move || -> Result<(LayerRecord, Digest), Halt> {
             let (mut record, index) =
                 pack(&store, &upper, &options).map_err(|err| Halt::error(&err))?;
@@ -531,103 +522,14 @@ impl Baking<'_> {
         Ok(layer)
     }
 
-    /// What determines a step's layer beside the layers below and the step itself.
-    fn inputs(&self, place: usize) -> BTreeMap<String, String> {
-        let mut inputs = BTreeMap::new();
-        match place.checked_sub(1) {
-            None => {
-                let indices = self.indices.clone();
-                inputs.extend(indices.map(|digest| ("packageIndices".to_owned(), digest)));
-                let keyring = self.keyring.map(|digest| digest.to_string());
-                inputs.extend(keyring.map(|digest| ("keyring".to_owned(), digest)));
-            }
-            Some(step) => {
-                if let Action::Copy(files) = &self.request.bake.steps[step].action {
-                    let from = self.tree.digest_under(normal_path(&files.from));
-                    inputs.extend(from.map(|digest| (files.from.clone(), digest.to_string())));
-                }
-            }
-        }
-        inputs
-    }
-
-    async fn make_base(&self, context: &BaseContext) -> Result<Utf8PathBuf, Halt> {
-        let request = self.base_request()?;
-        let root = self.path("base")?;
-        base::build(&request, context, &root)
-            .await
-            .map_err(|err| base_halt(&err))?;
-        Ok(root)
-    }
-
-    async fn make_upper(&self, step: usize, number: u16, title: &str) -> Result<Utf8PathBuf, Halt> {
-        let below = self.below().await?;
-        let folder = self.path(&format!("step-{number}"))?;
-        match &self.request.bake.steps[step].action {
-            Action::Run(run) => {
-                let lowers: Vec<Utf8PathBuf> =
-                    below.iter().rev().map(|layer| layer.root.clone()).collect();
-                let state = self.state(step);
-                let order = Order {
-                    step: number,
-                    title,
-                    run,
-                    state: &state,
-                    lowers: &lowers,
-                    folder: &folder,
-                };
-                self.engine.kitchen.run(self.attempt, order).await
-            }
-            Action::Copy(files) => {
-                let files = files.clone();
-                let tree = self.tree.clone();
-                let store = self.engine.store.clone();
-                let host_base = self.engine.kitchen.launcher.idmap().host_base();
-                let upper = folder.clone();
-                let copying = move || {
-                    copy::make(copy::Order {
-                        copy: &files,
-                        tree: &tree,
-                        store: &store,
-                        below: &below,
-                        upper: &upper,
-                        host_base,
-                    })
-                };
-                let copied = self.engine.tasks.blocking("copy-step", copying).await?;
-                copied.map_err(|err| {
-                    let text = oast_daemon::telemetry::chain(&err).to_string();
-                    if err.is_recipe() {
-                        Halt::failed(format!("step {number} ({title}): {text}"))
-                    } else {
-                        Halt::errored(text)
-                    }
-                })?;
-                Ok(folder)
-            }
-            Action::Env(_) | Action::Workdir(_) => {
-                Err(Halt::errored(format!("step {number} has nothing to make")))
-            }
-        }
-    }
-
-    /// What the steps before this one have set.
-    fn state(&self, step: usize) -> State {
-        let bake = &self.request.bake;
-        let mut state = State::of(bake);
-        for before in &bake.steps[..step] {
-            match &before.action {
-                Action::Env(env) => state.env.extend(env.clone()),
-                Action::Workdir(path) => state.workdir.clone_from(path),
-                Action::Run(_) | Action::Copy(_) => {}
-            }
-        }
-        state
-    }
-
     /// Finished layers in order, each once.
     fn distinct(&self) -> Vec<&Layer> {
-        let mut layers: Vec<&Layer> = Vec::new();
+        // The top one of the parents is the first finished.
+        let below = self
+            .parents
+            .split_last()
+            .map_or(&[][..], |(_, below)| below);
+        let mut layers: Vec<&Layer> = below.iter().collect();
         for layer in &self.finished {
             if layers.last().is_none_or(|last| last.key != layer.key) {
                 layers.push(layer);
@@ -645,19 +547,21 @@ impl Baking<'_> {
         Ok(below)
     }
 
-    /// How many distinct layers there are up to the last `run` step.
+    /// How many distinct layers there are up to the last step that is no `copy`.
     fn anchor(&self) -> usize {
         let steps = &self.request.bake.steps;
-        let last_run = steps
-            .iter()
-            .rposition(|step| matches!(step.action, Action::Run(_)));
-        let Some(last_run) = last_run else { return 1 };
-        let key = self.finished[last_run + 1].key;
+        let last = steps.iter().rposition(|step| {
+            let copied = matches!(step.action, Action::Copy(_));
+            !copied && !step.action.is_setting()
+        });
+        let base = self.parents.len().max(1);
+        let Some(last) = last else { return base };
+        let key = self.finished[last + 1].key;
         let layers = self.distinct();
         layers
             .iter()
             .position(|layer| layer.key == key)
-            .map_or(1, |place| place + 1)
+            .map_or(base, |place| place + 1)
     }
 
     /// Places among the distinct layers of those that `copy` steps made, with the blobs of their contents.
@@ -680,7 +584,7 @@ impl Baking<'_> {
     /// Makes the disk of the finished layers.
     async fn image(&self, context: &BaseContext) -> Result<BakedImage, Halt> {
         let layers = self.below().await?;
-        let tools = self.tools(context).await?;
+        let tools = self.tools(context, &layers).await?;
         let chain = Chain {
             layers,
             anchor: self.anchor(),
@@ -733,9 +637,9 @@ impl Baking<'_> {
         })
     }
 
-    /// The programs of the boot partition, from the base's own distribution.
-    async fn tools(&self, context: &BaseContext) -> Result<Tools, Halt> {
-        let request = self.base_request()?;
+    /// The programs of the boot partition, from the image's own distribution where it is known.
+    async fn tools(&self, context: &BaseContext, layers: &[UnpackedLayer]) -> Result<Tools, Halt> {
+        let request = self.tools_request(layers)?;
         let folder = base::tools(&request, context, &TOOL_PACKAGES)
             .await
             .map_err(|err| base_halt(&err))?;

@@ -8,7 +8,10 @@ use std::collections::BTreeMap;
 
 use oast_artifacts::{Digest, Tree};
 use oast_model::bake::{ENGINE_VERSION, Trust};
-use oast_model::pipeline::{Arch, Bake, CopyFiles, Run, SecretDelivery};
+use oast_model::pipeline::{
+    Action, Ansible, Arch, Bake, CopyFiles, CopySource, FileFormat, Packages, Run, SecretDelivery,
+    SecretUse, Systemd,
+};
 use serde_json::json;
 
 use super::layer::LayerKey;
@@ -34,6 +37,8 @@ pub struct State {
     pub env: BTreeMap<String, String>,
     /// The folder in which commands run.
     pub workdir: String,
+    /// Who runs them; root unless a step said so.
+    pub user: Option<String>,
 }
 
 impl State {
@@ -41,8 +46,39 @@ impl State {
     pub fn of(bake: &Bake) -> State {
         State {
             env: bake.env.clone(),
-            workdir: "/".to_owned(),
+            ..State::fresh()
         }
+    }
+
+    /// Nothing set: that of a policy's steps.
+    pub fn fresh() -> State {
+        State {
+            env: BTreeMap::new(),
+            workdir: "/".to_owned(),
+            user: None,
+        }
+    }
+
+    /// Takes what a step sets for those after it.
+    pub fn set(&mut self, action: &Action) {
+        match action {
+            Action::Env(env) => self.env.extend(env.clone()),
+            Action::Workdir(path) => self.workdir.clone_from(path),
+            Action::User(user) => self.user = Some(user.clone()),
+            _ => {}
+        }
+    }
+
+    /// What holds for a step of the bake.
+    pub fn at(bake: &Bake, step: usize) -> State {
+        if bake.steps[step].policy.is_some() {
+            return State::fresh();
+        }
+        let mut state = State::of(bake);
+        for before in &bake.steps[..step] {
+            state.set(&before.action);
+        }
+        state
     }
 }
 
@@ -93,10 +129,16 @@ pub fn base(scope: Scope<'_>, bake: &Bake, keyring: Option<Digest>, index: &str)
     digest(scope, None, &step, &BTreeMap::new(), &inputs, index, &trust)
 }
 
-/// The key of a `run` step.
-pub fn run(scope: Scope<'_>, parent: Digest, run: &Run, state: &State) -> Digest {
-    let secrets: Vec<_> = run
-        .secrets
+/// The key of a base that is a file with this content. Everybody may share it: it is what its
+/// digest says, and nothing else entered it.
+pub fn file(scope: Scope<'_>, format: FileFormat, content: &str) -> Digest {
+    let step = json!({ "base": format.as_str(), "content": content });
+    digest(scope, None, &step, &BTreeMap::new(), &[], "", EVERYBODY)
+}
+
+/// Secrets by name and by how the step finds them.
+fn secrets(secrets: &[SecretUse]) -> Vec<serde_json::Value> {
+    secrets
         .iter()
         .map(|secret| {
             let (how, name) = match &secret.delivery {
@@ -105,32 +147,139 @@ pub fn run(scope: Scope<'_>, parent: Digest, run: &Run, state: &State) -> Digest
             };
             json!([secret.name.as_str(), how, name])
         })
-        .collect();
-    let step = json!({
+        .collect()
+}
+
+/// The key of a `run` step. `files` has its script, when it has one.
+pub fn run(
+    scope: Scope<'_>,
+    parent: Digest,
+    run: &Run,
+    state: &State,
+    files: &[(String, Digest)],
+) -> Digest {
+    let mut step = json!({
         "run": run.command,
         "shell": run.shell,
         "network": run.network.as_str(),
-        "secrets": secrets,
+        "secrets": secrets(&run.secrets),
         "workdir": state.workdir,
     });
+    // What a step does not use leaves its key as it was before there was such a thing.
+    if let Some(user) = &state.user {
+        step["user"] = json!(user);
+    }
+    if !run.caches.is_empty() {
+        step["caches"] = json!(run.caches);
+    }
+    if run.script.is_some() {
+        step["args"] = json!(run.args);
+    }
     let trust = scope.trust.to_string();
-    digest(scope, Some(parent), &step, &state.env, &[], "", &trust)
+    digest(scope, Some(parent), &step, &state.env, files, "", &trust)
 }
 
-/// The key of a `copy` step; none when the tree has nothing there. Environment and folder of the
-/// commands do not matter to it.
-pub fn copy(scope: Scope<'_>, parent: Digest, copy: &CopyFiles, tree: &Tree) -> Option<Digest> {
-    let from = normal_path(&copy.from);
-    let input = tree.digest_under(from)?;
-    // Whether it is one file or a folder decides where it lands.
-    let single = tree.get(from).is_some();
+/// The key of a `systemd` step with its unit files.
+pub fn systemd(
+    scope: Scope<'_>,
+    parent: Digest,
+    units: &Systemd,
+    files: &[(String, Digest)],
+) -> Digest {
+    let step = json!({ "systemd": units.verbs() });
+    let trust = scope.trust.to_string();
+    digest(
+        scope,
+        Some(parent),
+        &step,
+        &BTreeMap::new(),
+        files,
+        "",
+        &trust,
+    )
+}
+
+/// The key of a `packages` step. `index` is the digest of the indices that it installs from, or
+/// the day on which it may be taken from the cache: an update in the archive is another key.
+pub fn packages(scope: Scope<'_>, parent: Digest, packages: &Packages, index: &str) -> Digest {
     let step = json!({
+        "packages": packages.install,
+        "recommends": packages.recommends,
+    });
+    let trust = scope.trust.to_string();
+    digest(
+        scope,
+        Some(parent),
+        &step,
+        &BTreeMap::new(),
+        &[],
+        index,
+        &trust,
+    )
+}
+
+/// The key of an `ansible` step with its folder. `index` as for packages: Ansible comes from there.
+pub fn ansible(
+    scope: Scope<'_>,
+    parent: Digest,
+    play: &Ansible,
+    state: &State,
+    files: &[(String, Digest)],
+    index: &str,
+) -> Digest {
+    let step = json!({
+        "ansible": play.playbook,
+        "variables": play.variables,
+        "tags": play.tags,
+        "network": play.network.as_str(),
+        "secrets": secrets(&play.secrets),
+    });
+    let trust = scope.trust.to_string();
+    digest(scope, Some(parent), &step, &state.env, files, index, &trust)
+}
+
+/// The last part of a path or address.
+pub fn last(path: &str) -> &str {
+    let path = path.split(['?', '#']).next().unwrap_or(path);
+    path.trim_end_matches('/')
+        .rsplit('/')
+        .next()
+        .unwrap_or(path)
+}
+
+/// The key of a `copy` step; none when the tree has nothing there. `image` is the digest of the
+/// layers that it copies from. Environment and folder of the commands do not matter to it.
+pub fn copy(
+    scope: Scope<'_>,
+    parent: Digest,
+    copy: &CopyFiles,
+    tree: &Tree,
+    image: Option<Digest>,
+) -> Option<Digest> {
+    let from = normal_path(&copy.from);
+    let mut step = json!({
         "copy": copy.to,
         "mode": copy.mode,
         "owner": copy.owner,
-        "file": single.then(|| from.rsplit('/').next()),
     });
-    let inputs = [("from".to_owned(), input)];
+    let mut inputs = Vec::new();
+    match &copy.source {
+        CopySource::Commit => {
+            inputs.push(("from".to_owned(), tree.digest_under(from)?));
+            // Whether it is one file or a folder decides where it lands.
+            let single = tree.get(from).is_some();
+            step["file"] = json!(single.then(|| from.rsplit('/').next()));
+        }
+        // The content counts, not where it is fetched from.
+        CopySource::Url { sha256 } => {
+            step["sha256"] = json!(sha256);
+            step["file"] = json!(last(&copy.from));
+        }
+        CopySource::Image { .. } => {
+            step["image"] = json!(copy.from);
+            inputs.push(("image".to_owned(), image?));
+        }
+    }
     let trust = scope.trust.to_string();
     Some(digest(
         scope,
@@ -153,10 +302,11 @@ mod tests {
     };
 
     fn state() -> State {
-        State {
-            env: BTreeMap::new(),
-            workdir: "/".to_owned(),
-        }
+        State { ..State::fresh() }
+    }
+
+    fn run(scope: Scope<'_>, parent: Digest, step: &Run, state: &State) -> Digest {
+        super::run(scope, parent, step, state, &[])
     }
 
     #[test]
@@ -188,9 +338,15 @@ mod tests {
         let mut with_env = state();
         with_env.env.insert("A".to_owned(), "1".to_owned());
         others.push(run(PROTECTED, parent, &step, &with_env));
+        let mut somebody = state();
+        somebody.user = Some("app".to_owned());
+        others.push(run(PROTECTED, parent, &step, &somebody));
+        let mut cached = step.clone();
+        cached.caches.push("/root/.cache".to_owned());
+        others.push(run(PROTECTED, parent, &cached, &state()));
         others.push(key);
         others.sort();
         others.dedup();
-        assert_eq!(others.len(), 7);
+        assert_eq!(others.len(), 9);
     }
 }

@@ -6,7 +6,7 @@ use oast_artifacts::{ArtifactStore, Tree, TreeError};
 use oast_model::document::{Diagnostic, Severity};
 use oast_model::names::TeamName;
 use oast_model::pipeline::rules::glob_matches;
-use oast_model::pipeline::{self, Action, Pipeline, Trigger};
+use oast_model::pipeline::{self, Pipeline, Trigger};
 
 use crate::runner::Halt;
 
@@ -129,33 +129,32 @@ pub(super) fn wanted(
     Err(Halt::Skipped { reason })
 }
 
-/// What `copy` steps take must be in the tree: better said now than after minutes of baking.
+/// What steps take from the commit must be in the tree: better said now than after minutes of baking.
 pub(super) fn present(pipeline: &Pipeline, tree: &Tree, path: &str) -> Result<(), Halt> {
     let missing: Vec<String> = pipeline
         .bake
         .steps
         .iter()
-        .zip(1..)
-        .filter_map(|(step, place)| match &step.action {
+        .enumerate()
+        .flat_map(|(place, step)| {
             // A path with an input in it is known only when it is filled in.
-            Action::Copy(copy)
-                if !copy.from.contains("${{")
-                    && tree.under(normal(&copy.from)).next().is_none() =>
-            {
-                Some(format!(
-                    "{path}: bake.steps[{}] copies {}, which the commit does not have",
-                    place - 1,
-                    copy.from
-                ))
-            }
-            _ => None,
+            let sources = step.action.sources().into_iter();
+            let missing = sources.filter(|source| {
+                !source.contains("${{") && tree.under(normal(source)).next().is_none()
+            });
+            missing.map(move |source| {
+                format!(
+                    "{path}:{}: bake.steps[{place}] needs {source}, which the commit does not have",
+                    step.line
+                )
+            })
         })
         .collect();
     match missing.as_slice() {
         [] => Ok(()),
         [one] => Err(Halt::failed(one.clone())),
         several => Err(Halt::Failed {
-            reason: format!("{path} copies {} things that are not there", several.len()),
+            reason: format!("{path} needs {} things that are not there", several.len()),
             details: missing,
         }),
     }

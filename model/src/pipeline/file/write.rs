@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 use super::*;
 use crate::document::print;
 use crate::pipeline::definition::{
-    Action, Bake, Base, Check, Gate, HttpCheck, Input, InputValue, Pipeline, Rollout, Run,
-    SecretDelivery, SecretUse, Step, Test, Trigger,
+    Bake, Base, Check, FileFormat, FilePlace, Gate, HttpCheck, Input, InputValue, Pipeline,
+    Rollout, Test, Trigger,
 };
 use crate::units::Amount;
 
@@ -25,23 +25,23 @@ pub fn to_yaml(pipeline: &Pipeline) -> String {
     print::yaml(&to_value(pipeline))
 }
 
-fn filled<T>(list: Vec<T>) -> Option<Vec<T>> {
+pub(super) fn filled<T>(list: Vec<T>) -> Option<Vec<T>> {
     Some(list).filter(|list| !list.is_empty())
 }
 
-fn words(texts: &[String]) -> Option<Vec<String>> {
+pub(super) fn words(texts: &[String]) -> Option<Vec<String>> {
     filled(texts.to_vec())
 }
 
-fn texts(texts: &[String]) -> Option<Vec<Text>> {
+pub(super) fn texts(texts: &[String]) -> Option<Vec<Text>> {
     filled(texts.iter().cloned().map(Text).collect())
 }
 
-fn name(name: impl AsRef<str>) -> Name {
+pub(super) fn name(name: impl AsRef<str>) -> Name {
     Name(name.as_ref().to_owned())
 }
 
-fn text(text: &str) -> Text {
+pub(super) fn text(text: &str) -> Text {
     Text(text.to_owned())
 }
 
@@ -52,11 +52,11 @@ fn amount(amount: Amount) -> AmountText {
     }
 }
 
-fn length(span: crate::units::TimeSpan) -> Option<Length> {
+pub(super) fn length(span: crate::units::TimeSpan) -> Option<Length> {
     Some(Length(span.to_string()))
 }
 
-fn variables(env: &BTreeMap<String, String>) -> BTreeMap<String, Text> {
+pub(super) fn variables(env: &BTreeMap<String, String>) -> BTreeMap<String, Text> {
     env.iter()
         .map(|(name, value)| (name.clone(), text(value)))
         .collect()
@@ -136,11 +136,7 @@ fn trigger_file(trigger: &Trigger) -> TriggerFile {
 
 fn bake_file(bake: &Bake) -> BakeFile {
     BakeFile {
-        from: match &bake.from {
-            base @ Base::Distribution { .. } => base.to_string(),
-            // Not in this version's files; a record of a newer one is still shown.
-            Base::Image { image, channel } => format!("{image}@{channel}"),
-        },
+        from: from_file(&bake.from),
         engine: None,
         arch: Some(bake.arch.as_str().to_owned()),
         mirror: bake.mirror.as_ref().map(|mirror| MirrorFile {
@@ -154,61 +150,43 @@ fn bake_file(bake: &Bake) -> BakeFile {
             size: Some(Size(size.to_string())),
         }),
         env: Some(variables(&bake.env)).filter(|env| !env.is_empty()),
-        steps: filled(bake.steps.iter().map(step_file).collect()),
+        steps: filled(bake.steps.iter().map(step::step_file).collect()),
     }
 }
 
-fn step_file(step: &Step) -> StepFile {
-    let mut file = StepFile {
-        name: step.name.as_deref().map(text),
-        ..StepFile::default()
-    };
-    match &step.action {
-        Action::Run(run) => {
-            file.secrets = filled(run.secrets.iter().map(secret_file).collect());
-            file.run = Some(run_file(run));
-        }
-        Action::Copy(copy) => {
-            file.copy = Some(CopyFile {
-                from: text(&copy.from),
-                to: text(&copy.to),
-                mode: copy.mode.map(|mode| format!("{mode:04o}")),
-                owner: copy.owner.clone(),
+fn from_file(base: &Base) -> FromFile {
+    let made = match base {
+        Base::Distribution { .. } => return FromFile::Distribution(base.to_string()),
+        Base::Image { image, channel } => MadeFile {
+            image: Some(name(image)),
+            channel: Some(name(channel)),
+            ..MadeFile::default()
+        },
+        Base::File(file) => {
+            let place = Some(match &file.place {
+                FilePlace::Path(path) => PlaceFile {
+                    path: Some(text(path)),
+                    ..PlaceFile::default()
+                },
+                FilePlace::Url { url, sha256 } => PlaceFile {
+                    url: Some(text(url)),
+                    sha256: Some(step::Sha256::of(sha256)),
+                    ..PlaceFile::default()
+                },
             });
+            match file.format {
+                FileFormat::Rootfs => MadeFile {
+                    rootfs: place,
+                    ..MadeFile::default()
+                },
+                FileFormat::Oci => MadeFile {
+                    oci: place,
+                    ..MadeFile::default()
+                },
+            }
         }
-        Action::Env(env) => file.env = Some(variables(env)),
-        Action::Workdir(path) => file.workdir = Some(text(path)),
-    }
-    file
-}
-
-fn run_file(run: &Run) -> RunFile {
-    let usual = Run {
-        secrets: run.secrets.clone(),
-        ..Run::new(run.command.clone())
     };
-    if *run == usual {
-        return RunFile::Short(run.command.clone());
-    }
-    RunFile::Long(Box::new(RunLong {
-        command: text(&run.command),
-        shell: Some(run.shell.clone()).filter(|shell| *shell != usual.shell),
-        timeout: length(run.timeout),
-        retries: Some(run.retries).filter(|retries| *retries > 0),
-        network: Some(run.network.as_str().to_owned()),
-    }))
-}
-
-fn secret_file(secret: &SecretUse) -> SecretFile {
-    let (env, file) = match &secret.delivery {
-        SecretDelivery::Env(variable) => (Some(variable.clone()), None),
-        SecretDelivery::File(file) => (None, Some(file.clone())),
-    };
-    SecretFile {
-        name: name(&secret.name),
-        env,
-        file,
-    }
+    FromFile::Made(Box::new(made))
 }
 
 fn test_file(test: &Test) -> TestFile {

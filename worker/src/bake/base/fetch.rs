@@ -78,6 +78,12 @@ pub enum FetchError {
         expected: String,
         found: String,
     },
+    #[error("fetch {url}: its SHA-256 {said}; if the file was meant to change, write the new one")]
+    OtherContent {
+        url: String,
+        /// What it is and what it should be.
+        said: String,
+    },
     #[error("store {path}")]
     Store {
         path: Utf8PathBuf,
@@ -285,6 +291,72 @@ impl Fetcher {
     /// Fetches one file into the store, or finds it there.
     pub fn one(&self, wanted: &Wanted) -> Result<Utf8PathBuf, FetchError> {
         self.file(wanted, &|_| {})
+    }
+
+    /// Fetches one file of unknown length into the store, or finds it there.
+    pub fn by_digest(
+        &self,
+        url: &str,
+        sha256: &str,
+        limit: u64,
+    ) -> Result<Utf8PathBuf, FetchError> {
+        let wanted = Wanted {
+            url: url.to_owned(),
+            sha256: sha256.to_owned(),
+            size: 0,
+        };
+        let path = self.path_of(sha256);
+        if self.stored(&path, &wanted)? {
+            return Ok(path);
+        }
+        let parent = path.parent().unwrap_or(&self.folder);
+        let store = |source| FetchError::Store {
+            path: path.clone(),
+            source,
+        };
+        std::fs::create_dir_all(parent).map_err(store)?;
+        // Without a length there is nothing to continue from, so each fetch has a file of its own.
+        let partial = tempfile::NamedTempFile::new_in(parent).map_err(store)?;
+        let found = self.attempts(url, || {
+            let mut file = partial.reopen().map_err(store)?;
+            file.set_len(0).map_err(store)?;
+            let response = self.agent.get(url).call();
+            let response = response.map_err(|error| unreachable(url, &error))?;
+            let mut body = successful(url, response)?.into_body().into_reader();
+            let mut hasher = Sha256::new();
+            let mut buffer = vec![0; READ_BYTES];
+            let mut have = 0;
+            loop {
+                if self.cancel.is_cancelled() {
+                    return Err(FetchError::Cancelled {
+                        url: url.to_owned(),
+                    });
+                }
+                let read = body.read(&mut buffer);
+                let read = read.map_err(|error| unreachable(url, &error))?;
+                if read == 0 {
+                    return Ok(hex(&hasher.finalize()));
+                }
+                have += read as u64;
+                if have > limit {
+                    return Err(FetchError::TooLong {
+                        url: url.to_owned(),
+                        limit,
+                    });
+                }
+                file.write_all(&buffer[..read]).map_err(store)?;
+                hasher.update(&buffer[..read]);
+            }
+        })?;
+        if found != sha256 {
+            return Err(FetchError::OtherContent {
+                url: url.to_owned(),
+                said: format!("is {found}, but the pipeline says {sha256}"),
+            });
+        }
+        partial.persist(&path).map_err(|error| store(error.error))?;
+        self.shrink(&[wanted])?;
+        Ok(path)
     }
 
     fn file(

@@ -138,6 +138,18 @@ impl Tree {
         Ok(())
     }
 
+    /// A file capability as the image's own user namespace will see it: bound to the id that is
+    /// its root.
+    pub fn capability(&self, value: &[u8]) -> Vec<u8> {
+        // Version 2 of the kernel's `vfs_cap_data` has 20 bytes, version 3 the root's id behind them.
+        let mut value = value.to_vec();
+        if self.host_base != 0 && value.len() == 20 {
+            value[3] = 3;
+            value.extend_from_slice(&self.host_base.to_le_bytes());
+        }
+        value
+    }
+
     /// Makes a symbolic link.
     pub fn symlink_at(
         &self,

@@ -1,4 +1,4 @@
-//! `copy`: files of the commit into the image, without a container.
+//! `copy`: files of the commit, of the web or of another image into the image, without a container.
 //!
 //! The upper folder is written directly. Folders on the way keep what the layers below say of
 //! them, symbolic links on the way are followed as they would be inside (a copy to `/bin` of a
@@ -10,7 +10,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::fs::{PermissionsExt, lchown, symlink};
 use std::time::{Duration, SystemTime};
 
@@ -18,15 +18,14 @@ use camino::{Utf8Path, Utf8PathBuf};
 use oast_artifacts::{ArtifactStore, EntryKind, StoreError, Tree, TreeError};
 use oast_model::pipeline::CopyFiles;
 
-use crate::bake::layer::{LayerEntry, Node, UnpackedLayer};
+use super::account;
+use super::view::{View, join};
+use crate::bake::key::last;
+use crate::bake::layer::{Node, UnpackedLayer};
 use crate::source::normal_path;
 
 /// 2024-01-01 00:00:00 UTC, before the times of all files.
 const EPOCH: Duration = Duration::from_secs(1_704_067_200);
-/// Links followed on the way to one path, as the kernel does.
-const LINKS_MAX: u32 = 40;
-/// A longer account file is not one.
-const ACCOUNTS_MAX: u64 = 4 << 20;
 
 /// A copy that cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +33,12 @@ pub enum CopyError {
     /// The commit does not have it.
     #[error("the commit has no {from}")]
     Nothing {
+        /// What was to be copied.
+        from: String,
+    },
+    /// The other image does not have it.
+    #[error("the other image has no {from}")]
+    Nowhere {
         /// What was to be copied.
         from: String,
     },
@@ -78,7 +83,10 @@ impl CopyError {
     pub fn is_recipe(&self) -> bool {
         matches!(
             self,
-            CopyError::Nothing { .. } | CopyError::Account { .. } | CopyError::Path { .. }
+            CopyError::Nothing { .. }
+                | CopyError::Nowhere { .. }
+                | CopyError::Account { .. }
+                | CopyError::Path { .. }
         )
     }
 }
@@ -92,6 +100,8 @@ pub struct Order<'a> {
     pub tree: &'a Tree,
     /// Where its content is.
     pub store: &'a ArtifactStore,
+    /// Where the files are.
+    pub source: &'a Source,
     /// The layers below, the base first.
     pub below: &'a [UnpackedLayer],
     /// Becomes the upper folder; must not exist.
@@ -100,13 +110,30 @@ pub struct Order<'a> {
     pub host_base: u32,
 }
 
+/// Where the files of a copy are.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// In the commit.
+    Commit,
+    /// In this file, which was fetched from the web and is named by its digest.
+    Fetched(Utf8PathBuf),
+    /// In these layers of another image, the base first.
+    Image(Vec<UnpackedLayer>),
+}
+
 /// Makes the upper folder. Blocks.
 ///
 /// # Errors
 /// See [`CopyError`]; what was written stays for the caller to remove.
 pub fn make(order: Order<'_>) -> Result<(), CopyError> {
     let view = View(order.below);
-    let (uid, gid) = owner(order, view)?;
+    let (uid, gid) = match &order.copy.owner {
+        None => (0, 0),
+        Some(owner) => {
+            let account = account::find(order.below, owner)?;
+            (account.uid, account.gid)
+        }
+    };
     let mut writer = Writer {
         order,
         view,
@@ -115,188 +142,34 @@ pub fn make(order: Order<'_>) -> Result<(), CopyError> {
         made: BTreeMap::new(),
     };
     writer.folder("")?;
-    let from = normal_path(&order.copy.from);
-    // Checked out beside the upper folder, then moved piece by piece.
-    let files = order.upper.with_extension("files");
-    order.store.checkout(order.tree, from, &files)?;
-    let to = order.copy.to.trim_matches('/');
-    let into = order.copy.to.ends_with('/');
-    let mut found = false;
-    for entry in order.tree.under(from) {
-        found = true;
-        let inner = entry.path[from.len()..].trim_start_matches('/');
-        let (target, source) = if inner.is_empty() {
-            let name = from.rsplit('/').next().unwrap_or(from);
-            let folder = into || view.is_folder(to)?;
-            let target = if folder {
-                join(to, name)
-            } else {
-                to.to_owned()
-            };
-            (target, files.clone())
-        } else {
-            (join(to, inner), files.join(inner))
-        };
-        writer.entry(&target, &entry.kind, &source)?;
+    match order.source {
+        Source::Commit => writer.commit()?,
+        Source::Fetched(fetched) => writer.fetched(fetched)?,
+        Source::Image(layers) => writer.image(View(layers))?,
     }
-    if !found {
-        return Err(CopyError::Nothing {
-            from: order.copy.from.clone(),
-        });
-    }
-    let _ = fs::remove_dir_all(&files).or_else(|_| fs::remove_file(&files));
     writer.settle()
 }
 
-fn join(folder: &str, name: &str) -> String {
-    if folder.is_empty() {
-        name.to_owned()
-    } else {
-        format!("{folder}/{name}")
-    }
+/// One thing that is put into the image.
+struct Item<'a> {
+    kind: Kind<'a>,
+    /// Where a file's content is; it is moved.
+    source: &'a Utf8Path,
 }
 
-/// The layers below as one file system.
-#[derive(Clone, Copy)]
-struct View<'a>(&'a [UnpackedLayer]);
-
-impl<'a> View<'a> {
-    /// What is at exactly this path; links on the way are not followed.
-    fn at(self, path: &str) -> Option<(&'a UnpackedLayer, &'a LayerEntry)> {
-        for layer in self.0.iter().rev() {
-            if let Some(entry) = layer.index.get(path) {
-                return (entry.node != Node::Whiteout).then_some((layer, entry));
-            }
-            // Hidden by what this layer has on the way.
-            let hidden = path.match_indices('/').any(|(at, _)| {
-                layer
-                    .index
-                    .get(&path[..at])
-                    .is_some_and(|above| above.node != Node::Folder { opaque: false })
-            });
-            if hidden {
-                return None;
-            }
-        }
-        None
-    }
-
-    /// The path without symbolic links in its folders.
-    fn resolve(self, path: &str) -> Result<String, CopyError> {
-        let bad = |why: &str| CopyError::Path {
-            path: format!("/{path}"),
-            why: why.to_owned(),
-        };
-        let mut todo: Vec<String> = path.split('/').rev().map(str::to_owned).collect();
-        let mut done = String::new();
-        let mut links = 0;
-        while let Some(part) = todo.pop() {
-            match part.as_str() {
-                "" | "." => continue,
-                ".." => {
-                    done.truncate(done.rfind('/').unwrap_or(0));
-                    continue;
-                }
-                _ => {}
-            }
-            let here = join(&done, &part);
-            match self.at(&here).map(|(_, entry)| &entry.node) {
-                Some(Node::Symlink { target }) => {
-                    links += 1;
-                    if links > LINKS_MAX {
-                        return Err(bad("leads through too many symbolic links"));
-                    }
-                    if target.starts_with('/') {
-                        done.clear();
-                    }
-                    todo.extend(target.split('/').rev().map(str::to_owned));
-                }
-                Some(Node::Folder { .. }) | None => done = here,
-                Some(_) => {
-                    return Err(CopyError::Path {
-                        path: format!("/{here}"),
-                        why: "is a file, and a folder is needed there".to_owned(),
-                    });
-                }
-            }
-        }
-        Ok(done)
-    }
-
-    fn is_folder(self, path: &str) -> Result<bool, CopyError> {
-        if path.is_empty() {
-            return Ok(true);
-        }
-        let (folder, name) = path.rsplit_once('/').unwrap_or(("", path));
-        let path = join(&self.resolve(folder)?, name);
-        Ok(match self.at(&path).map(|(_, entry)| &entry.node) {
-            Some(Node::Folder { .. }) => true,
-            // A link to a folder is a folder; one to a file makes `resolve` refuse.
-            Some(Node::Symlink { .. }) => self
-                .resolve(&path)
-                .is_ok_and(|target| self.at(&target).is_some()),
-            _ => false,
-        })
-    }
-
-    fn read(self, path: &str) -> Result<String, CopyError> {
-        let Some((layer, entry)) = self.at(path) else {
-            return Ok(String::new());
-        };
-        if !matches!(entry.node, Node::File { .. }) {
-            return Ok(String::new());
-        }
-        let file = layer.root.join(path);
-        let io = |err| CopyError::Io {
-            doing: "read",
-            path: file.clone(),
-            err,
-        };
-        let mut text = String::new();
-        fs::File::open(&file)
-            .map_err(io)?
-            .take(ACCOUNTS_MAX)
-            .read_to_string(&mut text)
-            .map_err(io)?;
-        Ok(text)
-    }
+enum Kind<'a> {
+    Folder,
+    Symlink(&'a str),
+    /// With its permission bits and its time.
+    File {
+        mode: u32,
+        time: Duration,
+    },
 }
 
-fn owner(order: Order<'_>, view: View<'_>) -> Result<(u32, u32), CopyError> {
-    let Some(owner) = &order.copy.owner else {
-        return Ok((0, 0));
-    };
-    let (user, group) = match owner.split_once(':') {
-        Some((user, group)) => (user, Some(group)),
-        None => (owner.as_str(), None),
-    };
-    let (uid, own_group) = match user.parse() {
-        Ok(uid) => (uid, 0),
-        Err(_) => account(&view.read("etc/passwd")?, "user", user)?,
-    };
-    let gid = match group {
-        None => own_group,
-        Some(group) => match group.parse() {
-            Ok(gid) => gid,
-            Err(_) => account(&view.read("etc/group")?, "group", group)?.0,
-        },
-    };
-    Ok((uid, gid))
-}
-
-/// The third and fourth field of the line that begins with `name`.
-fn account(text: &str, kind: &'static str, name: &str) -> Result<(u32, u32), CopyError> {
-    let found = text.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        (fields.next() == Some(name)).then_some(())?;
-        let id = fields.nth(1)?.parse().ok()?;
-        let second = fields.next().and_then(|field| field.parse().ok());
-        Some((id, second.unwrap_or(0)))
-    });
-    found.ok_or_else(|| CopyError::Account {
-        kind,
-        name: name.to_owned(),
-    })
+/// The time of a file that has none, made of its content.
+fn time_of([a, b, c]: [u8; 3]) -> Duration {
+    EPOCH + Duration::from_secs(u64::from(u32::from_be_bytes([0, a, b, c])))
 }
 
 struct Writer<'a> {
@@ -309,12 +182,146 @@ struct Writer<'a> {
 }
 
 impl Writer<'_> {
-    fn entry(
-        &mut self,
-        target: &str,
-        kind: &EntryKind,
-        source: &Utf8Path,
-    ) -> Result<(), CopyError> {
+    /// Puts what the commit has into the image.
+    fn commit(&mut self) -> Result<(), CopyError> {
+        let order = self.order;
+        let from = normal_path(&order.copy.from);
+        // Checked out beside the upper folder, then moved piece by piece.
+        let files = order.upper.with_extension("files");
+        order.store.checkout(order.tree, from, &files)?;
+        let mut found = false;
+        for entry in order.tree.under(from) {
+            found = true;
+            let inner = entry.path[from.len()..].trim_start_matches('/');
+            let kind = match &entry.kind {
+                EntryKind::EmptyFolder => Kind::Folder,
+                EntryKind::Symlink { target } => Kind::Symlink(target),
+                EntryKind::File {
+                    executable, digest, ..
+                } => {
+                    let [a, b, c, ..] = *digest.as_bytes();
+                    Kind::File {
+                        mode: if *executable { 0o755 } else { 0o644 },
+                        time: time_of([a, b, c]),
+                    }
+                }
+            };
+            let (target, source) = if inner.is_empty() {
+                let name = from.rsplit('/').next().unwrap_or(from);
+                (self.landing(name)?, files.clone())
+            } else {
+                let to = order.copy.to.trim_matches('/');
+                (join(to, inner), files.join(inner))
+            };
+            let source = &source;
+            self.entry(&target, Item { kind, source })?;
+        }
+        if !found {
+            return Err(CopyError::Nothing {
+                from: order.copy.from.clone(),
+            });
+        }
+        let _ = fs::remove_dir_all(&files).or_else(|_| fs::remove_file(&files));
+        Ok(())
+    }
+
+    /// Puts a fetched file into the image. Its content was checked when it was fetched.
+    fn fetched(&mut self, fetched: &Utf8Path) -> Result<(), CopyError> {
+        let io = |doing: &'static str| {
+            move |err| CopyError::Io {
+                doing,
+                path: fetched.to_owned(),
+                err,
+            }
+        };
+        let target = self.landing(last(&self.order.copy.from))?;
+        let source = self.order.upper.with_extension("files");
+        fs::copy(fetched, &source).map_err(io("copy"))?;
+        let name = fetched.file_name().unwrap_or_default();
+        let byte = |at: usize| {
+            let digits = name.get(at..at + 2).unwrap_or_default();
+            u8::from_str_radix(digits, 16).unwrap_or(0)
+        };
+        let kind = Kind::File {
+            mode: 0o644,
+            time: time_of([byte(0), byte(2), byte(4)]),
+        };
+        let source = &source;
+        self.entry(&target, Item { kind, source })
+    }
+
+    /// Puts what another image has into this one: files with their modes and times, links as they are.
+    fn image(&mut self, other: View<'_>) -> Result<(), CopyError> {
+        let order = self.order;
+        let written = order.copy.from.trim_matches('/');
+        // The last part is followed as those before it, as `cp` does with what it is told.
+        let from = match other.resolve(written) {
+            Ok(from) => from,
+            Err(_) => {
+                let (folder, name) = written.rsplit_once('/').unwrap_or(("", written));
+                join(&other.resolve(folder)?, name)
+            }
+        };
+        let mut found = false;
+        for path in other.under(&from) {
+            let Some((layer, entry)) = other.at(path) else {
+                continue;
+            };
+            found = true;
+            let inner = path[from.len()..].trim_start_matches('/');
+            let source = order.upper.with_extension("files");
+            let kind = match &entry.node {
+                Node::Folder { .. } => Kind::Folder,
+                Node::Symlink { target } => Kind::Symlink(target),
+                Node::File { .. } | Node::HardLink { .. } => {
+                    let content = layer.root.join(path);
+                    fs::copy(&content, &source).map_err(|err| CopyError::Io {
+                        doing: "copy",
+                        path: content,
+                        err,
+                    })?;
+                    let seconds = u64::try_from(entry.mtime).unwrap_or(0);
+                    Kind::File {
+                        mode: entry.mode,
+                        time: Duration::new(seconds, entry.mtime_nanos.min(999_999_999)),
+                    }
+                }
+                Node::CharDevice { .. } | Node::BlockDevice { .. } | Node::Fifo => {
+                    return Err(CopyError::Path {
+                        path: format!("/{path}"),
+                        why: "is a device, which cannot be copied".to_owned(),
+                    });
+                }
+                Node::Whiteout => continue,
+            };
+            let target = if inner.is_empty() && !matches!(kind, Kind::Folder) {
+                self.landing(from.rsplit('/').next().unwrap_or(&from))?
+            } else {
+                join(order.copy.to.trim_matches('/'), inner)
+            };
+            let target = target.trim_end_matches('/').to_owned();
+            let source = &source;
+            self.entry(&target, Item { kind, source })?;
+        }
+        if found {
+            return Ok(());
+        }
+        Err(CopyError::Nowhere {
+            from: order.copy.from.clone(),
+        })
+    }
+
+    /// Where one file of that name lands: in the folder that is named, or under the name that is.
+    fn landing(&self, name: &str) -> Result<String, CopyError> {
+        let to = self.order.copy.to.trim_matches('/');
+        if self.order.copy.to.ends_with('/') || self.view.is_folder(to)? {
+            return Ok(join(to, name));
+        }
+        Ok(to.to_owned())
+    }
+
+    fn entry(&mut self, target: &str, item: Item<'_>) -> Result<(), CopyError> {
+        let Item { kind, source } = item;
         let (folder, name) = target.rsplit_once('/').unwrap_or(("", target));
         let folder = self.view.resolve(folder)?;
         self.folder(&folder)?;
@@ -329,7 +336,7 @@ impl Writer<'_> {
             Some(Node::Folder { .. })
         );
         match kind {
-            EntryKind::EmptyFolder => {
+            Kind::Folder => {
                 let inner = self.view.resolve(&inner)?;
                 return self.folder(&inner);
             }
@@ -339,21 +346,15 @@ impl Writer<'_> {
                     why: "is a folder, and a file is copied there".to_owned(),
                 });
             }
-            EntryKind::Symlink { target } => {
+            Kind::Symlink(target) => {
                 symlink(target, &path).map_err(io("link", &path))?;
             }
-            EntryKind::File {
-                executable, digest, ..
-            } => {
+            Kind::File { mode, time } => {
                 fs::rename(source, &path).map_err(io("move to", &path))?;
-                let plain = if *executable { 0o755 } else { 0o644 };
-                let mode = self.order.copy.mode.unwrap_or(plain);
+                let mode = self.order.copy.mode.unwrap_or(mode);
                 fs::set_permissions(&path, fs::Permissions::from_mode(mode))
                     .map_err(io("set the mode of", &path))?;
-                let bytes = digest.as_bytes();
-                let own = u32::from_be_bytes([0, bytes[0], bytes[1], bytes[2]]);
-                set_time(&path, EPOCH + Duration::from_secs(u64::from(own)))
-                    .map_err(io("set the time of", &path))?;
+                set_time(&path, time).map_err(io("set the time of", &path))?;
             }
         }
         let (uid, gid) = (
@@ -361,7 +362,7 @@ impl Writer<'_> {
             self.order.host_base + self.gid,
         );
         lchown(&path, Some(uid), Some(gid)).map_err(io("give away", &path))?;
-        if let EntryKind::File { .. } = kind
+        if let Kind::File { .. } = kind
             && let Some(mode) = self.order.copy.mode
         {
             // A change of owner takes set-id bits away.

@@ -1,0 +1,4 @@
+#!/bin/bash
+set -euo pipefail
+jq --version > versions
+getent passwd ops > /dev/null
