@@ -150,3 +150,47 @@ fn is_poll(target: &Target) -> bool {
     let route = target.route();
     route.starts_with("locations/") && route.ends_with("operations")
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn an_answer_outside_of_the_contract_is_found() {
+        let contract = Contract::default();
+        let disks = "/subscriptions/s/resourceGroups/g/providers/Microsoft.Compute/disks";
+        let put = Request::new(Method::Put, &format!("{disks}/d"));
+        let get = Request::new(Method::Get, &format!("{disks}/d"));
+        let post = Request::new(Method::Post, &format!("{disks}/d/polish"));
+        let good =
+            json!({"id": "i", "name": "d", "type": "Microsoft.Compute/disks", "location": "l"});
+        let cases = [
+            (&get, Reply::json(200, good), None),
+            (
+                &put,
+                Reply::json(201, json!({})),
+                Some("the contract has [200, 202]"),
+            ),
+            (
+                &get,
+                Reply::json(200, json!({"name": "d"})),
+                Some("location is required"),
+            ),
+            (&post, Reply::empty(200), Some("no such operation")),
+            (
+                &get,
+                Reply::json(404, json!({"oops": 1})),
+                Some("an error without code"),
+            ),
+        ];
+        for (request, reply, said) in cases {
+            let found = contract.faults(request, &reply).join("; ");
+            match said {
+                None => assert_eq!(found, ""),
+                Some(said) => assert!(found.contains(said), "{found:?} has not {said:?}"),
+            }
+        }
+    }
+}

@@ -7,6 +7,7 @@
 //! POST   faults     a rule (README.md)            DELETE faults
 //! POST   quota      {"region", "name", "limit"} | {"region", "short": size}
 //! POST   guests     {"contains": part of a script, "exitCode", "stdout", "stderr", "ms"}
+//! POST   health     {"contains": part of an instance's or an image's id, "state"}
 //! POST   foreign    {"policy", "perMinute"} | {"policy", "drain": true}
 //! POST   principals {"clientId", "objectId", "secret"}
 //! POST   denials    {"principal", "action"}       DELETE denials
@@ -48,6 +49,7 @@ pub fn answer(world: &mut World, request: &Request, real: Duration) -> Reply {
             world.guests.add(&body);
             Ok(json!({}))
         }
+        (Method::Post, "health") => health(world, &body),
         (Method::Get, "violations") => Ok(json!({"value": world.violations()})),
         (Method::Post, "clock") => set_clock(world, &body, real),
         (Method::Post, "settings") => settings(world, &body),
@@ -165,6 +167,13 @@ fn quota(world: &mut World, body: &Value) -> Result<Value, String> {
     let name = json::text(body, "name").ok_or("name")?.to_owned();
     let limit = json::number(body, "limit").ok_or("limit")?;
     world.capacity.limits.insert((region, name), limit);
+    Ok(json!({}))
+}
+
+fn health(world: &mut World, body: &Value) -> Result<Value, String> {
+    let contains = json::text(body, "contains").ok_or("contains")?;
+    let state = json::text(body, "state").ok_or("state")?;
+    world.guests.set_health(contains, state);
     Ok(json!({}))
 }
 

@@ -28,6 +28,7 @@ mod kind;
 mod machine;
 mod network;
 mod read;
+mod set;
 
 pub use capacity::{Capacity, skus, usages};
 pub use disk::Media;
@@ -36,6 +37,7 @@ pub use guest::{Guests, Run};
 pub use kind::{Kind, region};
 pub use machine::{Power, Vm, events};
 pub use read::{list, show};
+pub use set::{Deed, Instance, Set};
 
 /// What the service knows about a resource besides its body.
 #[derive(Clone, Debug)]
@@ -48,6 +50,10 @@ pub enum State {
     Version(Box<Replicas>),
     /// Of a virtual machine.
     Machine(Box<Vm>),
+    /// Of a scale set.
+    Set(Box<Set>),
+    /// Of an instance of a scale set.
+    Instance(Box<Instance>),
     /// Of a managed Run Command.
     Command(Box<Run>),
     /// Of what is of the network: the VM that uses it.
@@ -91,6 +97,13 @@ pub enum Act {
     },
     /// What a script gave.
     RunCommand(Box<Run>),
+    /// Something is done to instances of a scale set.
+    Instances {
+        /// Which.
+        keys: Vec<String>,
+        /// What.
+        deed: Deed,
+    },
 }
 
 /// What happens to a resource by itself.
@@ -100,6 +113,8 @@ pub enum Tick {
     AccessEnds,
     /// A spot machine has had its notice.
     Evict,
+    /// A rolling upgrade goes on, unless there is a newer one.
+    Upgrade(u64),
 }
 
 /// The rules of one type. What has a body here is what most types do.
@@ -180,6 +195,8 @@ fn rules(kind: Kind) -> &'static dyn Rules {
         Kind::Definition => &gallery::Definitions,
         Kind::Version => &gallery::Versions,
         Kind::Machine => &machine::Machines,
+        Kind::Set => &set::Sets,
+        Kind::Instance => &set::Instances,
         Kind::Command => &machine::Commands,
         Kind::Extension => &machine::Extensions,
         Kind::Network | Kind::Subnet | Kind::Interface | Kind::Address | Kind::Firewall => {
@@ -203,7 +220,7 @@ pub fn answer(world: &mut World, call: &Call<'_>) -> Result<Reply, Problem> {
     if call.kind != Kind::Group {
         group::must_exist(world, &call.target)?;
     }
-    if call.target.is_open() || call.request.method == Method::Post {
+    if !call.action().is_empty() || call.request.method == Method::Post {
         read::visible(world, call)?;
         return rules(call.kind).act(world, call);
     }

@@ -59,6 +59,23 @@ const VM_DELETE: &[Policy] = &[
 ];
 const VM_GET: &[Policy] = &[of_resource("LowCostGetResource", 12, 36)];
 const VM_LIST: &[Policy] = &[of_subscription("HighCostGetSubscriptionMaximum", 300, 900)];
+const SET_UPDATE: &[Policy] = &[
+    of_subscription("PutVMScaleSetSubscriptionMaximum", 125, 375),
+    of_resource("PutVMScaleSetResource", 4, 12),
+];
+const SET_DELETE: &[Policy] = &[of_resource("DeleteVMScaleSetResource", 4, 12)];
+const SET_GET: &[Policy] = &[of_resource("GetVMScaleSetResource", 12, 36)];
+const SET_VIEW: &[Policy] = &[
+    of_subscription("HighCostGetVMScaleSetSubscriptionMaximum", 360, 1080),
+    of_resource("HighCostGetVMScaleSetResource", 10, 30),
+];
+const INSTANCE_UPDATE: &[Policy] = &[of_resource("UpdateVMScaleSetVMResource", 4, 12)];
+const INSTANCE_DELETE: &[Policy] = &[of_resource("DeleteVMScaleSetVMResource", 4, 12)];
+const INSTANCE_GET: &[Policy] = &[of_subscription(
+    "GetVMScaleSetVMSubscriptionMaximum",
+    2000,
+    6000,
+)];
 const OPERATION_GET: &[Policy] = &[of_resource("GetOperationResource", 15, 45)];
 // Windows of three minutes in the recordings: as many at once, refilled within three minutes.
 const DISK_WRITE: &[Policy] = &[of_subscription("CreateUpdateDisks3Min", 333, 1000)];
@@ -102,6 +119,14 @@ fn policies(charge: &Charge<'_>) -> &'static [Policy] {
         (Kind::Machine, Get) => VM_GET,
         (Kind::Machine, Put | Patch | Post) => VM_UPDATE,
         (Kind::Machine, Delete) => VM_DELETE,
+        (Kind::Set, Get) if charge.list || charge.view => SET_VIEW,
+        (Kind::Set, Get) => SET_GET,
+        (Kind::Set, Put | Patch | Post) => SET_UPDATE,
+        (Kind::Set, Delete) => SET_DELETE,
+        (Kind::Instance, Get) if charge.list || charge.view => SET_VIEW,
+        (Kind::Instance, Get) => INSTANCE_GET,
+        (Kind::Instance, Put | Patch | Post) => INSTANCE_UPDATE,
+        (Kind::Instance, Delete) => INSTANCE_DELETE,
         (Kind::Version, Put | Patch) => VERSION_WRITE,
         (Kind::Disk, Put | Patch) => DISK_WRITE,
         _ => &[],

@@ -90,3 +90,8 @@ fn galleries_and_versions_are_found_to_be_azures() {
 fn machines_and_images_are_found_to_be_azures() {
     judged("machines.py", false);
 }
+
+#[test]
+fn scale_sets_and_rolling_upgrades_are_found_to_be_azures() {
+    judged("sets.py", false);
+}

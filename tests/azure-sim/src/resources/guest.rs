@@ -44,6 +44,7 @@ struct Rule {
 pub struct Guests {
     rules: Vec<Rule>,
     runs: Vec<(String, String, Moment)>,
+    health: Vec<(String, String)>,
 }
 
 impl Guests {
@@ -59,6 +60,21 @@ impl Guests {
             stderr: words("stderr"),
             ms: json::number(rule, "ms"),
         });
+    }
+
+    /// Instances whose id or image has this text report this state; the last that fits holds.
+    pub fn set_health(&mut self, contains: &str, state: &str) {
+        let rule = (contains.to_ascii_lowercase(), state.to_ascii_lowercase());
+        self.health.push(rule);
+    }
+
+    /// What an instance reports: `healthy` unless a rule says otherwise.
+    #[must_use]
+    pub fn health(&self, instance: &str, image: &str) -> String {
+        let about = [instance.to_ascii_lowercase(), image.to_ascii_lowercase()];
+        let fits = |(text, _): &&(String, String)| about.iter().any(|one| one.contains(text));
+        let rule = self.health.iter().rev().find(fits);
+        rule.map_or_else(|| "healthy".to_owned(), |(_, state)| state.clone())
     }
 
     /// What was run, where and when.

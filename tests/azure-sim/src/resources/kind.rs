@@ -27,6 +27,10 @@ pub enum Kind {
     Version,
     /// A virtual machine.
     Machine,
+    /// A scale set.
+    Set,
+    /// An instance of a scale set.
+    Instance,
     /// A managed Run Command of a machine.
     Command,
     /// An extension of a machine.
@@ -62,6 +66,8 @@ impl Kind {
             ("microsoft.compute", "galleries/images") => Kind::Definition,
             ("microsoft.compute", "galleries/images/versions") => Kind::Version,
             ("microsoft.compute", "virtualmachines") => Kind::Machine,
+            ("microsoft.compute", "virtualmachinescalesets") => Kind::Set,
+            ("microsoft.compute", "virtualmachinescalesets/virtualmachines") => Kind::Instance,
             ("microsoft.compute", "virtualmachines/runcommands") => Kind::Command,
             ("microsoft.compute", "virtualmachines/extensions") => Kind::Extension,
             ("microsoft.network", "virtualnetworks") => Kind::Network,
@@ -86,6 +92,8 @@ impl Kind {
             Kind::Definition => "Microsoft.Compute/galleries/images",
             Kind::Version => "Microsoft.Compute/galleries/images/versions",
             Kind::Machine => "Microsoft.Compute/virtualMachines",
+            Kind::Set => "Microsoft.Compute/virtualMachineScaleSets",
+            Kind::Instance => "Microsoft.Compute/virtualMachineScaleSets/virtualMachines",
             Kind::Command => "Microsoft.Compute/virtualMachines/runCommands",
             Kind::Extension => "Microsoft.Compute/virtualMachines/extensions",
             Kind::Network => "Microsoft.Network/virtualNetworks",
@@ -107,6 +115,8 @@ impl Kind {
             Kind::Definition => "galleries/images",
             Kind::Version => "galleries/images/versions",
             Kind::Machine => "virtualmachines",
+            Kind::Set => "virtualmachinescalesets",
+            Kind::Instance => "virtualmachinescalesets/virtualmachines",
             Kind::Command => "virtualmachines/runcommands",
             Kind::Extension => "virtualmachines/extensions",
             // What is no part of Compute is taken as it comes.
@@ -134,7 +144,7 @@ impl Kind {
     /// Whether a newer write takes over from an older operation.
     #[must_use]
     pub fn preempts(self) -> bool {
-        self == Kind::Machine
+        matches!(self, Kind::Machine | Kind::Set)
     }
 
     /// Whether it is one of the network's stubs.
@@ -146,7 +156,7 @@ impl Kind {
     /// Whether bodies carry an ETag.
     #[must_use]
     pub fn has_etag(self) -> bool {
-        self == Kind::Machine
+        matches!(self, Kind::Machine | Kind::Set | Kind::Instance)
     }
 
     /// The id of a new resource: the types as Azure writes them, the names as the caller did.

@@ -20,9 +20,9 @@ use crate::store::{Resource, key};
 use crate::time::Moment;
 use crate::world::{Call, World};
 
-mod parts;
+pub(super) mod parts;
 mod sub;
-mod view;
+pub(super) mod view;
 
 pub(super) use sub::{Commands, Extensions};
 
@@ -105,6 +105,9 @@ pub(super) fn as_image(resource: &Resource) -> Value {
 
 /// Size and priority of the machine, if the resource is one that uses cores.
 pub(super) fn cores_of(resource: &Resource) -> Vec<(String, bool)> {
+    if let State::Instance(instance) = &resource.state {
+        return instance.cores().into_iter().collect();
+    }
     let uses = vm(resource).is_some_and(|vm| vm.power != Power::Deallocated);
     let size = json::text(&resource.body, "properties.hardwareProfile.vmSize");
     match size {
@@ -387,10 +390,12 @@ pub fn events(world: &World, only: Option<&str>) -> Value {
     let mut listed: BTreeMap<String, Value> = BTreeMap::new();
     for resource in world.store.all() {
         let about = only.is_none_or(|only| key(only) == resource.key());
-        let Some((event, at)) = vm(resource)
-            .and_then(|vm| vm.eviction.as_ref())
-            .filter(|_| about)
-        else {
+        let eviction = match &resource.state {
+            State::Machine(vm) => vm.eviction.as_ref(),
+            State::Instance(instance) => instance.eviction(),
+            _ => None,
+        };
+        let Some((event, at)) = eviction.filter(|_| about) else {
             continue;
         };
         listed.insert(event.clone(), preempt(event, &resource.name, *at));

@@ -121,13 +121,14 @@ pub fn list(world: &mut World, call: &Call<'_>) -> Result<Reply, Problem> {
         kind && resource.listed <= world.now
             && location.is_none_or(|location| super::region(location) == resource.location)
     };
+    let expand = call.request.parameter("$expand").unwrap_or_default();
     let mut elements: Vec<Value> = world
         .store
         .under(&prefix)
         .filter(there)
         .map(|resource| match call.kind {
             Kind::Any => brief(resource),
-            _ => show(world, resource, ""),
+            _ => show(world, resource, expand),
         })
         .collect();
     elements.extend(world.store.echoes(&prefix, call.kind, world.now).cloned());

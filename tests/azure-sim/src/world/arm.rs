@@ -29,6 +29,9 @@ impl Call<'_> {
     /// The last part of the path when it is an action or a collection, in lower case.
     #[must_use]
     pub fn action(&self) -> String {
+        if is_upgrade(&self.target) {
+            return self.target.name().to_ascii_lowercase();
+        }
         if !self.target.is_open() {
             return String::new();
         }
@@ -99,7 +102,7 @@ impl World {
         )?;
         let left = self.admit(request, &target, &about, &principal)?;
         let subject = match about {
-            About::One(_) if target.is_open() => target.parent(),
+            About::One(_) if target.is_open() || is_upgrade(&target) => target.parent(),
             _ => target.clone(),
         };
         let done = match about {
@@ -156,7 +159,7 @@ impl World {
             About::Subscription => (Some(Kind::Any), false),
         };
         let resource = match about {
-            About::One(_) if target.is_open() => target.parent().id(),
+            About::One(_) if target.is_open() || is_upgrade(target) => target.parent().id(),
             _ => target.id(),
         };
         let key = key(&resource);
@@ -251,11 +254,22 @@ impl World {
         if reply.status == 202 || verb != Some(Verb::Write) {
             reply = reply.with("location", monitor);
         }
+        if call.kind == Kind::Set {
+            reply = reply.with("azure-asyncnotification", "Enabled");
+        }
         match self.retry_after(POLL_SECONDS) {
             Some(seconds) => reply.with("retry-after", seconds),
             None => reply,
         }
     }
+}
+
+/// `…/rollingUpgrades/latest` and `…/cancel`: written like resources, but parts of their set.
+fn is_upgrade(target: &Target) -> bool {
+    target.route() == "virtualmachinescalesets/rollingupgrades"
+        && ["latest", "cancel"]
+            .iter()
+            .any(|name| target.name().eq_ignore_ascii_case(name))
 }
 
 /// What a path is about.
@@ -306,7 +320,7 @@ fn about(target: &Target, provider: &str, route: &str, version: &str) -> Result<
             let subject = if named {
                 Kind::of(provider, &parent.route())
             } else if pair {
-                Kind::of(provider, &parent.route()).filter(|_| route.ends_with("/rollingupgrades"))
+                Kind::of(provider, &parent.route()).filter(|_| is_upgrade(target))
             } else {
                 None
             };

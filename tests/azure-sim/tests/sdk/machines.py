@@ -213,7 +213,10 @@ farm.refused(
     400,
 )
 
-# A newer write takes over from an older one.
+# A newer write takes over from an older one, which is slow enough to be caught.
+farm.control(
+    "POST", "faults", {"method": "PUT", "path": "/virtualMachines/twice", "slowMs": 36000000}
+)
 slow = vms.begin_create_or_update(farm.group, "twice", machine(), polling=True, **kw)
 farm.done(vms.begin_create_or_update(farm.group, "twice", machine(), **kw))
 farm.refused("OperationPreempted", lambda: slow)
