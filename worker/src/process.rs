@@ -273,11 +273,11 @@ pub async fn run(config: WorkerConfig, process: &Process) -> Result<(), WorkerEr
     let kitchen = Kitchen {
         launcher,
         proxy: Proxy::new(policy(&config)?, tasks.clone(), clock.clone()),
-        caches: Arc::new(StepCaches::new(
+        caches: Arc::new(StepCaches::open(
             config.folder("step-caches"),
             config.bake.step_caches.bytes(),
             idmap.host_base(),
-        )),
+        )?),
         clock: clock.clone(),
         failure_lines: usize::try_from(config.bake.failure_lines).unwrap_or(usize::MAX),
     };

@@ -100,7 +100,7 @@ impl Bench {
     pub async fn example(&self, name: &str) -> Result<Done> {
         let from = format!("{}/../examples/{name}/.", env!("CARGO_MANIFEST_DIR"));
         let copied = std::process::Command::new("cp")
-            .args(["-a", &from, self.repository.as_str()])
+            .args(["-R", "--preserve=mode", &from, self.repository.as_str()])
             .status()?;
         ensure!(copied.success(), "cp");
         let text = fs::read_to_string(self.repository.join("oast.yaml"))?;

@@ -7,7 +7,8 @@
 //! The owner is the team with the trust of its work, so what an upload leaves behind is never seen
 //! by a watched branch. One step at a time has a folder; others wait for it, because programs
 //! seldom expect company there. Nothing of it is part of a layer or of a key: a step must come to
-//! the same result with an empty one. Beyond the limit the longest unused folders go.
+//! the same result with an empty one. Beyond the limit the longest unused folders go. Nothing of it
+//! is synced, so all of it goes after a boot of the machine: a torn file would look like a kept one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -19,6 +20,7 @@ use std::time::SystemTime;
 use camino::{Utf8Path, Utf8PathBuf};
 use tokio::sync::OwnedMutexGuard;
 
+use crate::bake::cache::{CacheError, open_folder};
 use crate::sandbox::Bind;
 
 /// A folder that cannot be kept.
@@ -53,13 +55,21 @@ pub struct Held {
 
 impl StepCaches {
     /// Keeps folders under `folder`, together about `bytes_max` at most.
-    pub fn new(folder: Utf8PathBuf, bytes_max: u64, host_base: u32) -> StepCaches {
-        StepCaches {
+    ///
+    /// # Errors
+    /// The folder cannot be made or emptied.
+    pub fn open(
+        folder: Utf8PathBuf,
+        bytes_max: u64,
+        host_base: u32,
+    ) -> Result<StepCaches, CacheError> {
+        open_folder(&folder)?;
+        Ok(StepCaches {
             folder,
             bytes_max,
             host_base,
             turns: Mutex::default(),
-        }
+        })
     }
 
     /// Waits for the folders of `owner` for these paths.
@@ -125,7 +135,11 @@ impl StepCaches {
     pub fn shrink(&self) {
         let mut kept = Vec::new();
         for entry in fs::read_dir(&self.folder).into_iter().flatten().flatten() {
-            let used = entry.metadata().and_then(|metadata| metadata.modified());
+            // The mark of the boot lies beside them.
+            let Some(metadata) = entry.metadata().ok().filter(fs::Metadata::is_dir) else {
+                continue;
+            };
+            let used = metadata.modified();
             let Ok(name) = entry.file_name().into_string() else {
                 continue;
             };
@@ -181,7 +195,7 @@ mod tests {
     fn caches(folder: &tempfile::TempDir, bytes_max: u64) -> StepCaches {
         let folder = Utf8Path::from_path(folder.path()).unwrap().join("caches");
         let own = rustix::process::getuid().as_raw();
-        StepCaches::new(folder, bytes_max, own)
+        StepCaches::open(folder, bytes_max, own).unwrap()
     }
 
     fn paths(list: &[&str]) -> Vec<String> {
@@ -198,6 +212,22 @@ mod tests {
             sources.insert(held.binds[0].source.clone());
         }
         assert_eq!(sources.len(), 3);
+    }
+
+    #[tokio::test]
+    async fn what_was_kept_before_a_boot_is_gone_after_it() {
+        let folder = tempfile::tempdir().unwrap();
+        for (boot, kept) in [(None, true), (Some("another boot"), false)] {
+            let held = caches(&folder, 1 << 20).take("a", &paths(&["/x"])).await;
+            let file = held.unwrap().binds[0].source.join("f");
+            fs::write(&file, "kept").unwrap();
+            if let Some(boot) = boot {
+                fs::write(folder.path().join("caches/boot"), boot).unwrap();
+            }
+            let again = caches(&folder, 1 << 20);
+            again.shrink();
+            assert_eq!(file.exists(), kept, "{boot:?}");
+        }
     }
 
     #[tokio::test]
