@@ -45,6 +45,9 @@ use sessions::Outbox;
 /// A turn rests so many times as long as it took: decisions take at most a third of one core,
 /// and what happens meanwhile is decided together.
 const REST: u32 = 2;
+/// Rest that is put off until so much of it has come together, because a timer has no finer
+/// ticks: a turn now and then is never late by it.
+const REST_AT_ONCE: Duration = Duration::from_millis(2);
 
 /// How the leader treats its workers.
 #[derive(Clone, Copy, Debug)]
@@ -64,6 +67,23 @@ impl Default for Options {
             heartbeat: Duration::from_secs(2),
             rules: Rules::default(),
         }
+    }
+}
+
+/// The rest that turns owe.
+#[derive(Debug, Default)]
+struct Pace {
+    /// When all of it would be taken.
+    rested: Duration,
+}
+
+impl Pace {
+    /// How long to rest now, after a turn.
+    fn after(&mut self, began: Duration, ended: Duration) -> Option<Duration> {
+        let took = ended.saturating_sub(began);
+        self.rested = self.rested.max(began) + took * (1 + REST);
+        let owed = self.rested.saturating_sub(ended);
+        (owed >= REST_AT_ONCE).then_some(owed)
     }
 }
 
@@ -118,16 +138,18 @@ impl Leader {
     pub async fn run(self: Arc<Self>, shutdown: CancellationToken) {
         let mut changes = self.farm.changes();
         let mut status = self.farm.status();
+        let mut pace = Pace::default();
         loop {
             changes.mark_unchanged();
             status.mark_unchanged();
             let began = self.clock.monotonic();
             let rest = self.turn();
-            let took = self.clock.monotonic().saturating_sub(began);
-            tokio::select! {
-                biased;
-                () = shutdown.cancelled() => return,
-                () = self.clock.sleep(took * REST) => {}
+            if let Some(pause) = pace.after(began, self.clock.monotonic()) {
+                tokio::select! {
+                    biased;
+                    () = shutdown.cancelled() => return,
+                    () = self.clock.sleep(pause) => {}
+                }
             }
             // Biased so that shutdown is never starved by a busy farm.
             tokio::select! {
@@ -359,5 +381,22 @@ impl LeaderSight for Leader {
 
     fn rules(&self) -> Rules {
         self.options.rules
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn short_turns_follow_each_other_until_they_owe_a_rest_worth_taking() {
+        let at = Duration::from_micros;
+        let mut pace = Pace::default();
+        assert_eq!(pace.after(at(0), at(400)), None, "800 are owed");
+        assert_eq!(pace.after(at(400), at(800)), None, "1,600 are owed");
+        assert_eq!(pace.after(at(800), at(1200)), Some(at(2400)));
+        // The timer was late, which is not made up for.
+        assert_eq!(pace.after(at(5000), at(5400)), None);
+        assert_eq!(pace.after(at(9000), at(12_000)), Some(at(6000)));
     }
 }

@@ -64,10 +64,14 @@ impl View for LedgerView {
     }
 
     fn digest(&self) -> [u8; 32] {
-        let mut digest = [0; 32];
-        digest[..16].copy_from_slice(&self.ledger.digest().to_bytes());
-        digest
+        digest(&self.ledger)
     }
+}
+
+fn digest(ledger: &Ledger) -> [u8; 32] {
+    let mut digest = [0; 32];
+    digest[..16].copy_from_slice(&ledger.digest().to_bytes());
+    digest
 }
 
 /// A record of what is over, as the history keeps it.
@@ -159,7 +163,7 @@ impl Machine for LedgerMachine {
                 .map(|record| codec::encode(&Archived::from(record)))
                 .collect(),
             pruned: changes.pruned,
-            digest: None,
+            digest: Some(digest(&self.ledger)),
         }
     }
 

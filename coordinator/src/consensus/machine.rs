@@ -81,7 +81,7 @@ pub trait Machine: Send + Sized + 'static {
     /// Applies one committed command.
     fn apply(&mut self, at: Position, command: Self::Command) -> Self::Answer;
 
-    /// Takes what changed since the last call.
+    /// Takes what changed since the last call, with the digest of the live state after it.
     fn take_changes(&mut self) -> Changes;
 
     /// The state as it is now.

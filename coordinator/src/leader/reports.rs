@@ -114,6 +114,11 @@ impl Reports {
         self.outcomes.is_some()
     }
 
+    /// Whether some are on their way or wait for those.
+    pub(super) fn pending(&self) -> bool {
+        self.under_way() || !self.waiting.is_empty()
+    }
+
     /// Proposes what waits, unless others are on their way.
     pub(super) fn propose(&mut self, log: &Handle<LedgerMachine>) {
         if self.under_way() || self.waiting.is_empty() {

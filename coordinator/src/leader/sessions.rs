@@ -235,7 +235,7 @@ impl Leader {
     ) -> Result<(), Status> {
         let mut reports = Reports::of(worker);
         let mut open = true;
-        while open || reports.under_way() {
+        while open || reports.pending() {
             reports.propose(self.farm.handle());
             let message = tokio::select! {
                 // Biased: acknowledgements make room, and there is an end to them.

@@ -182,6 +182,8 @@ pub trait StateStore: Send + 'static {
     fn fill(&mut self, first: u64, records: Vec<Vec<u8>>) -> Result<(), StateError>;
     /// See [`Syncer`].
     fn syncer(&self) -> Syncer;
+    /// Says that it will never be opened again: it may end without care for what is in it.
+    fn retire(&mut self) {}
 }
 
 /// Where state stores live: one directory each, only one of them current.

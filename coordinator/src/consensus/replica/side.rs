@@ -222,7 +222,7 @@ impl<M: Machine, R: StateRoot> Side<M, R> {
             .map_err(ReplicaError::State)?;
         self.machine = machine;
         self.mark = state.mark();
-        self.state = state;
+        std::mem::replace(&mut self.state, state).retire();
         self.bytes_since_snapshot = 0;
         self.digests.clear();
         self.installed = Some(file.header.mark.position);
@@ -238,8 +238,7 @@ impl<M: Machine, R: StateRoot> Side<M, R> {
 
     /// One atomic batch: what changed, and how far we are.
     fn write(&mut self) -> Result<(), ReplicaError> {
-        let mut changes = self.machine.take_changes();
-        changes.digest = Some(self.machine.view().digest());
+        let changes = self.machine.take_changes();
         self.state
             .write(self.mark, changes)
             .map_err(ReplicaError::State)

@@ -133,6 +133,7 @@ impl Machine for Lists {
                 })
                 .collect(),
             history: std::mem::take(&mut self.history),
+            digest: Some(self.digest),
             ..Changes::default()
         }
     }

@@ -36,13 +36,8 @@ impl Known {
 pub(super) struct Calendars(BTreeMap<Key, Known>);
 
 impl Calendars {
-    /// Calendars that came due since they were fired last, with the last of the times that were
-    /// missed, and how long the others have time.
-    pub(super) fn due(
-        &mut self,
-        view: &Ledger,
-        wall: Timestamp,
-    ) -> (Vec<(Key, Timestamp)>, Option<Duration>) {
+    /// Calendars that came due since they were fired last, and how long the others have time.
+    pub(super) fn due(&mut self, view: &Ledger, wall: Timestamp) -> (Vec<Key>, Option<Duration>) {
         let crons = view.crons();
         self.0.retain(|key, _| crons.contains(key));
         let mut due = Vec::new();
@@ -66,24 +61,22 @@ impl Calendars {
                 }
             }
             if known.next.iter().any(|first| *first <= wall) {
-                due.push((key.clone(), last_missed(known, wall)));
+                due.push(key.clone());
             }
         }
         (due, rest)
     }
-}
 
-/// The newest time of any expression that is not after `wall`. One is known to be there.
-fn last_missed(known: &Known, wall: Timestamp) -> Timestamp {
-    let mut last = known.state.fired;
-    for cron in &known.state.crons {
-        let mut time = known.state.fired;
-        while let Some(later) = next_after(cron, time).filter(|later| *later <= wall) {
-            time = later;
-        }
-        last = last.max(time);
+    /// The newest time, of any expression of a calendar that is due, that is not after `wall`: it
+    /// stands for all that were missed.
+    pub(super) fn newest(&self, key: &Key, wall: Timestamp) -> Option<Timestamp> {
+        let state = &self.0.get(key)?.state;
+        let newest = state.crons.iter().filter_map(|cron| {
+            let after = |time| next_after(cron, time).filter(|later| *later <= wall);
+            std::iter::successors(after(state.fired), |time| after(*time)).last()
+        });
+        newest.max()
     }
-    last
 }
 
 /// An expression that was stored by a newer version and means nothing here never comes.
@@ -150,9 +143,11 @@ mod tests {
         assert_eq!(due, []);
         assert_eq!(rest, Some(Duration::from_millis(3 * MINUTE + 1)));
         let (due, _) = calendars.due(&ledger, at(5));
-        assert_eq!(due, [(keyed(), at(5))]);
+        assert_eq!(due, [keyed()]);
+        assert_eq!(calendars.newest(&keyed(), at(5)), Some(at(5)));
         let (due, rest) = calendars.due(&ledger, at(34));
-        assert_eq!(due, [(keyed(), at(30))]);
+        assert_eq!(due, [keyed()]);
+        assert_eq!(calendars.newest(&keyed(), at(34)), Some(at(30)));
         assert_eq!(rest, None, "both have come");
     }
 

@@ -209,11 +209,15 @@ impl Office {
     /// Fires calendars that came due since they were fired last; of several times missed, the last.
     fn fire_calendars(&mut self, view: &Ledger, wall: Timestamp) -> Duration {
         let (due, rest) = self.calendars.due(view, wall);
-        for ((team, pipeline), due) in due {
+        for calendar in due {
+            let (team, pipeline) = calendar.clone();
             let key = Key::Cron(team.clone(), pipeline.clone());
             if self.pending.contains_key(&key) {
                 continue;
             }
+            let Some(due) = self.calendars.newest(&calendar, wall) else {
+                continue;
+            };
             info!(%pipeline, %team, %due, "Calendar came due.");
             let command = Command::FireCron {
                 pipeline,

@@ -76,6 +76,7 @@ impl TreeRoot {
         TreeRoot { directory, options }
     }
 
+    /// Opens it as far as [`Life::opening`]: whoever goes on with it says when it is open.
     fn open_db(&self, name: &str) -> Result<Place, StateError> {
         let path = self.directory.join(name);
         disk::make_dir(&path).map_err(StateError::Disk)?;
@@ -92,7 +93,6 @@ impl TreeRoot {
                 place: path.display().to_string(),
                 source,
             })?;
-        life.opened().map_err(StateError::Disk)?;
         Ok(Place { db, path })
     }
 }
@@ -135,6 +135,10 @@ impl Place {
         Behind::new(self.db.clone()).map_err(|error| self.engine("write")(error.into()))
     }
 
+    fn opened(&self) -> Result<(), StateError> {
+        Life::of(&self.path).opened().map_err(StateError::Disk)
+    }
+
     fn sync(&self) -> Result<(), StateError> {
         point("a state is to be synced");
         self.db.flush().map_err(self.engine("flush"))?;
@@ -152,11 +156,16 @@ pub struct TreeState {
     digest: Option<[u8; 32]>,
     tail: HistoryTail,
     gap: Option<HistoryGap>,
+    retired: bool,
 }
 
 impl Drop for TreeState {
     /// Closes it in peace, if that is possible.
     fn drop(&mut self) {
+        // Syncing takes a while, and who replaces a state is in the middle of something.
+        if self.retired {
+            return;
+        }
         let closed = self.behind.flush().map_err(self.place.engine("write"));
         let closed = closed.and_then(|()| self.place.sync()).and_then(|()| {
             let life = Life::of(&self.place.path);
@@ -385,6 +394,10 @@ impl StateStore for TreeState {
             place.sync()
         })
     }
+
+    fn retire(&mut self) {
+        self.retired = true;
+    }
 }
 
 /// Fills the gap with what there is.
@@ -423,6 +436,7 @@ impl StateRoot for TreeRoot {
             Trust::Deadly => return Err(untrusted("the last start died while it opened it")),
         }
         let place = self.open_db(name)?;
+        place.opened()?;
         let mark = place
             .db
             .get(KEY_MARK)
@@ -456,6 +470,7 @@ impl StateRoot for TreeRoot {
             gap,
             behind: place.behind()?,
             place,
+            retired: false,
         })
     }
 
@@ -496,6 +511,7 @@ impl StateRoot for TreeRoot {
         place.db.apply_batch(batch).map_err(place.engine("write"))?;
         point("a state is not synced");
         place.sync()?;
+        place.opened()?;
         disk::sync_dir(&self.directory).map_err(StateError::Disk)?;
         point("a state is made");
         Ok(TreeState {
@@ -505,6 +521,7 @@ impl StateRoot for TreeRoot {
             digest: None,
             tail: history,
             gap,
+            retired: false,
         })
     }
 
@@ -517,10 +534,8 @@ impl StateRoot for TreeRoot {
         if !path.is_dir() || Life::of(&path).trust().map_err(StateError::Disk)? == Trust::Deadly {
             return Ok(());
         }
+        // It stays as it is being opened: nobody believes it again, also if this kills us.
         let place = self.open_db(name)?;
-        // Should it kill us, the next start finds that it was being opened; nobody believes it again.
-        let life = Life::of(&path);
-        life.opening().map_err(StateError::Disk)?;
         let behind = place.behind()?;
         let reader = Reader {
             entries: behind.reader(),
