@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{ArchiveError, Seen};
 use crate::consensus::chain;
+use crate::store::batch::Batch;
 use crate::store::disk;
 use crate::store::state::life::{Life, Trust};
 use crate::store::state::{is_tombstone, tombstone};
@@ -336,7 +337,7 @@ impl Index {
     pub(super) fn step(&self) -> Step<'_> {
         Step {
             index: self,
-            batch: sled::Batch::default(),
+            batch: Batch::default(),
         }
     }
 
@@ -349,12 +350,12 @@ impl Index {
 
     /// Leaves no entry of something that is no longer kept.
     pub(super) fn forget<S: Summary>(&self, id: Seq, summary: &S) -> Result<(), sled::Error> {
-        let mut batch = sled::Batch::default();
+        let mut batch = Batch::default();
         for by in summary.values() {
             batch.remove(key(&by.prefix::<S>(), id));
         }
         batch.remove(key(&[S::TAG], id));
-        self.db.apply_batch(batch)
+        batch.apply(&self.db)
     }
 
     /// Ids below `before`, newest first.
@@ -402,7 +403,7 @@ impl Index {
 /// Records that become visible together with how far the index has come.
 pub(super) struct Step<'a> {
     index: &'a Index,
-    batch: sled::Batch,
+    batch: Batch,
 }
 
 impl Step<'_> {
@@ -426,7 +427,7 @@ impl Step<'_> {
             hash: hash(last),
         };
         self.batch.insert(KEY_SEEN, codec::encode(&stored));
-        self.index.db.apply_batch(self.batch)
+        self.batch.apply(&self.index.db)
     }
 }
 

@@ -51,11 +51,23 @@ pub use fetch::{make_snapshot, prepare};
 
 /// Events handled before the replica gets its turn.
 const MAX_EVENTS_PER_TURN: usize = 1024;
+/// From this time on a turn is worth a line in the log: others may be about to elect a leader.
+const SLOW_TURN: Duration = Duration::from_millis(500);
 /// Ticks made up for after the thread was held up; more would depose a healthy leader.
 const MAX_TICKS_PER_TURN: u32 = 3;
 
+/// By how much what is not urgent is nicer than a member's other threads.
+const NICENESS: i32 = 10;
 /// Members that are remembered before the log tells of them.
 const MAX_STRANGERS: usize = 32;
+
+/// Lets this thread run when the member's other threads have nothing to do.
+fn stand_back() {
+    // On Linux a thread has a niceness of its own. Where that is not allowed, it is only slower.
+    if let Err(error) = rustix::process::setpriority_process(None, NICENESS) {
+        tracing::debug!(%error, "A background thread keeps its priority.");
+    }
+}
 
 /// What a member needs to start.
 #[derive(Debug)]
@@ -371,6 +383,7 @@ impl<M: Machine, L: LogStore, R: StateRoot> Driver<M, L, R> {
                 Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => return Ok(()),
             };
+            let began = self.clock.monotonic();
             let mut proposals = Vec::new();
             let mut handled = 0;
             while let Some(event) = next {
@@ -390,9 +403,21 @@ impl<M: Machine, L: LogStore, R: StateRoot> Driver<M, L, R> {
             }
             // After the messages: what they say about the leader counts before silence does.
             next_tick = self.pass_ticks(next_tick);
+            let ready = self.clock.monotonic();
             self.turn().map_err(|error| chain(&error))?;
+            let turned = self.clock.monotonic();
             self.publish();
             self.deliver();
+            let ended = self.clock.monotonic();
+            if ended - began >= SLOW_TURN {
+                tracing::warn!(
+                    events_ms = (ready - began).as_millis(),
+                    turn_ms = (turned - ready).as_millis(),
+                    answers_ms = (ended - turned).as_millis(),
+                    handled,
+                    "A turn of the log took long: the disk or the processor is busy."
+                );
+            }
         }
     }
 
@@ -542,6 +567,7 @@ impl<M: Machine, L: LogStore, R: StateRoot> Driver<M, L, R> {
                 Output::TakeSnapshot(job) => {
                     let (inbox, shelf) = (self.inbox.clone(), self.shared.shelf.clone());
                     self.spawn("snapshot", move || {
+                        stand_back();
                         inbox.put(Done::Snapshot(make_snapshot(&shelf, *job)));
                     });
                 }

@@ -9,6 +9,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::store::disk::{self, DiskError};
 use crate::store::framing::BUFFER;
 
+/// Written bytes after which a file is synced. Else the disk would write a whole snapshot at once, and
+/// the log's next sync would wait for it.
+const SYNC_BYTES: usize = 1 << 20;
+
 /// Files by path.
 type Files = BTreeMap<PathBuf, Arc<Vec<u8>>>;
 
@@ -28,6 +32,28 @@ impl PartialEq for Place {
             (Place::Memory(ours), Place::Memory(theirs)) => Arc::ptr_eq(ours, theirs),
             _ => false,
         }
+    }
+}
+
+/// A file that is written and synced piece by piece.
+struct Steady {
+    file: File,
+    unsynced: usize,
+}
+
+impl Write for Steady {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.file.write(bytes)?;
+        self.unsynced += written;
+        if self.unsynced >= SYNC_BYTES {
+            self.unsynced = 0;
+            self.file.sync_data()?;
+        }
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
     }
 }
 
@@ -88,10 +114,14 @@ impl Place {
     ) -> io::Result<()> {
         match self {
             Place::Directory(_) => {
-                let mut file = BufWriter::with_capacity(BUFFER, File::create(path)?);
+                let file = Steady {
+                    file: File::create(path)?,
+                    unsynced: 0,
+                };
+                let mut file = BufWriter::with_capacity(BUFFER, file);
                 content(&mut file)?;
-                let file = file.into_inner().map_err(io::IntoInnerError::into_error)?;
-                file.sync_all()
+                let steady = file.into_inner().map_err(io::IntoInnerError::into_error)?;
+                steady.file.sync_all()
             }
             Place::Memory(files) => {
                 let mut bytes = Vec::new();

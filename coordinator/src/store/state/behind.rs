@@ -17,6 +17,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use crate::store::batch::Batch;
+
 /// How long changes gather before they are written. Bounds how far the tree is behind, together
 /// with the time that one batch takes.
 const GATHER: Duration = Duration::from_millis(50);
@@ -113,14 +115,14 @@ impl Shared {
     }
 
     fn apply(&self, entries: &Entries) -> Result<(), sled::Error> {
-        let mut batch = sled::Batch::default();
+        let mut batch = Batch::default();
         for (key, value) in entries {
             match value {
                 Some(value) => batch.insert(key.as_slice(), value.as_slice()),
                 None => batch.remove(key.as_slice()),
             }
         }
-        self.db.apply_batch(batch)
+        batch.apply(&self.db)
     }
 }
 

@@ -18,6 +18,7 @@ use std::sync::Arc;
 
 use prost::Message as _;
 
+use super::super::batch::Batch;
 use super::super::disk;
 use super::super::fault::point;
 use super::super::log::LogPosition;
@@ -366,9 +367,9 @@ impl StateStore for TreeState {
 
     fn fill(&mut self, first: u64, records: Vec<Vec<u8>>) -> Result<(), StateError> {
         let (gap, reached) = check_fill(self.gap, first, &records)?;
-        let mut batch = sled::Batch::default();
+        let mut batch = Batch::default();
         for (number, record) in (first..).zip(records) {
-            batch.insert(&history_key(number), record);
+            batch.insert(history_key(number).as_slice(), record);
         }
         let left = (reached != gap.until).then_some(HistoryGap {
             after: reached,
@@ -378,9 +379,8 @@ impl StateStore for TreeState {
             Some(gap) => batch.insert(KEY_GAP, gap_bytes(gap)),
             None => batch.remove(KEY_GAP),
         }
-        self.place
-            .db
-            .apply_batch(batch)
+        batch
+            .apply(&self.place.db)
             .map_err(self.place.engine("write"))?;
         point("history was filled");
         self.gap = left;
@@ -484,7 +484,7 @@ impl StateRoot for TreeRoot {
         disk::remove(&self.directory.join(name)).map_err(StateError::Disk)?;
         let place = self.open_db(name)?;
         loop {
-            let mut batch = sled::Batch::default();
+            let mut batch = Batch::default();
             let mut count = 0;
             for record in (&mut records).take(CREATE_BATCH) {
                 let (key, value) = record.map_err(|problem| place.damaged(problem))?;
@@ -494,7 +494,7 @@ impl StateRoot for TreeRoot {
             if count == 0 {
                 break;
             }
-            place.db.apply_batch(batch).map_err(place.engine("write"))?;
+            batch.apply(&place.db).map_err(place.engine("write"))?;
             point("records were written");
         }
         // The mark goes last: without it the store does not open.
@@ -502,13 +502,13 @@ impl StateRoot for TreeRoot {
             after: HistoryTail::default(),
             until: history,
         });
-        let mut batch = sled::Batch::default();
+        let mut batch = Batch::default();
         if let Some(gap) = gap {
             batch.insert(KEY_GAP, gap_bytes(gap));
         }
         batch.insert(KEY_MARK, mark_bytes(mark, history, None));
         point("the mark is missing");
-        place.db.apply_batch(batch).map_err(place.engine("write"))?;
+        batch.apply(&place.db).map_err(place.engine("write"))?;
         point("a state is not synced");
         place.sync()?;
         place.opened()?;
