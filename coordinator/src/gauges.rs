@@ -1,9 +1,13 @@
 //! What a member shows on `/metrics`, read from its state when it is asked.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use oast_daemon::metrics::{Metric, Metrics};
+use oast_model::ledger::Ledger;
+use oast_model::priority::Band;
 use oast_model::task::TaskPhase;
+use oast_model::time::Timestamp;
 
 use crate::consensus::replica::Role;
 use crate::farm::Farm;
@@ -32,17 +36,19 @@ pub fn publish(metrics: &Metrics, farm: &Farm, leader: &Arc<Leader>) {
         last.set(status.last);
         let view = farm.view();
         workers.with(&["connected"]).set(leader.connected() as u64);
-        let now = farm.clock().wall();
-        let mut waits: Vec<_> = view
-            .tasks()
-            .iter()
-            .filter_map(|(_, task)| match task.phase {
-                TaskPhase::Ready { not_before } => Some(now.since(not_before)),
-                _ => None,
-            })
-            .collect();
-        waits.sort_unstable();
-        queue.set(waits.len() as u64);
-        oldest.set_f64(waits.last().copied().unwrap_or_default().as_secs_f64());
+        queue.set(view.index().waiting() as u64);
+        oldest.set_f64(oldest_wait(&view, farm.clock().wall()).as_secs_f64());
     });
+}
+
+/// How long the first task of any lane has waited. Lanes are few where tasks are many.
+fn oldest_wait(ledger: &Ledger, now: Timestamp) -> Duration {
+    let index = ledger.index();
+    let lanes = Band::ALL.into_iter().flat_map(|band| index.lanes(band));
+    let first = lanes.filter_map(|(_, turns)| turns.get_min());
+    let waits = first.filter_map(|turn| match ledger.tasks().get(&turn.task)?.phase {
+        TaskPhase::Ready { not_before } => Some(now.since(not_before)),
+        _ => None,
+    });
+    waits.max().unwrap_or_default()
 }

@@ -22,6 +22,7 @@
 //! [`crate::consensus`]. Every implementation of a trait passes the one suite in `tests`.
 
 pub mod backup;
+pub(crate) mod batch;
 pub mod disk;
 pub(crate) mod fault;
 mod framing;

@@ -332,7 +332,7 @@ impl Api {
     }
 
     /// The run with why its tasks wait, if this member leads.
-    pub(super) fn shown(&self, view: &FarmView, record: &RunRecord) -> v1::Run {
+    fn shown(&self, view: &FarmView, record: &RunRecord) -> v1::Run {
         if !waits(record) || self.farm.leading().is_none() {
             return convert::run(record, None);
         }

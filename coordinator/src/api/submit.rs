@@ -26,7 +26,7 @@ use tonic_types::StatusExt as _;
 
 use super::auth::{self, Caller};
 use super::runs::{optional_name, other_answer, parse, request_id};
-use super::{Answers, Api, Sender, status};
+use super::{Answers, Api, Sender, convert, status};
 use crate::farm::many::Writes;
 use crate::farm::{WriteError, Written};
 
@@ -132,7 +132,8 @@ impl Api {
         let view = self.farm.see(written.seq).await?;
         let record = self.find_run(&view, run)?;
         let record = record.ok_or_else(|| status::not_found("run", run))?;
-        Ok(self.shown(&view, &record))
+        // Why its tasks wait is not asked: that looks at every worker, and the run has only begun.
+        Ok(convert::run(&record, None))
     }
 
     /// A batch: every result in the place of its submission.

@@ -26,7 +26,12 @@ async fn the_same_request_is_the_same_run_and_an_unseen_branch_is_none() {
     let first = runs.submit_run(branch("one", "main")).await.unwrap();
     let first = first.into_inner();
     assert_eq!((first.phase.as_str(), first.commit.len()), ("source", 40));
-    assert_eq!(first.tasks[0].waiting, "no worker is connected");
+    assert_eq!(first.tasks[0].waiting, "");
+    let asked = v1::GetRunRequest {
+        run: first.id.clone(),
+    };
+    let found = runs.get_run(asked).await.unwrap().into_inner();
+    assert_eq!(found.tasks[0].waiting, "no worker is connected");
     let again = runs.submit_run(branch("one", "main")).await.unwrap();
     assert_eq!(again.into_inner().id, first.id);
     let other = runs.submit_run(branch("two", "main")).await.unwrap();
