@@ -5,7 +5,5 @@
 //! same facts it says the same, called after a crash it goes on from the facts.
 
 mod plan;
-#[cfg(test)]
-mod tests;
 
 pub use plan::{Decision, Situation, instance_names, plan, unavailable};

@@ -137,10 +137,7 @@ impl World {
             resource: Box::new(Resource::Team(team)),
             expected: Some(0),
         });
-        world.farm(Command::ApplyResource {
-            resource: Box::new(Resource::Fleet(fleet(instances))),
-            expected: None,
-        });
+        world.resize(instances);
         let repository = resource::Repository {
             name: name("web"),
             team: name("payments"),
@@ -160,6 +157,13 @@ impl World {
             incarnation: 1,
         });
         world
+    }
+
+    fn resize(&mut self, instances: u32) {
+        self.farm(Command::ApplyResource {
+            resource: Box::new(Resource::Fleet(fleet(instances))),
+            expected: None,
+        });
     }
 
     fn ask(
@@ -736,6 +740,22 @@ fn an_instance_that_a_called_off_batch_left_drained_is_put_back_without_a_rollou
     world.seen.instances[1].in_rotation = false;
     world.seen.instances[1].healthy = false;
     assert!(!world.reconcile());
+}
+
+#[test]
+fn instances_that_missed_a_rollout_get_the_good_version_within_the_budget() {
+    let mut world = World::new(3);
+    world.push("c1");
+    world.settle();
+    world.resize(1);
+    world.push("c2");
+    world.settle();
+    world.resize(3);
+    assert!(!world.runs_everywhere(&world.version(2)));
+    world.settle();
+    assert!(world.runs_everywhere(&world.version(2)));
+    assert_eq!(world.out_of_service_max, 1);
+    assert!(world.ledger.tasks().is_empty());
 }
 
 #[test]

@@ -153,9 +153,12 @@ fn choose(
     budget: u32,
 ) -> Vec<InstanceName> {
     let out = unavailable(&situation.fleet.spec, situation.seen);
+    // Whatever is in a repair counts for the ledger as if it did not serve.
+    let repaired = situation.in_repair.iter();
+    let taken = out.len() + repaired.filter(|name| !out.contains(name)).count();
     let mut free = usize::try_from(budget)
         .unwrap_or(usize::MAX)
-        .saturating_sub(out.len());
+        .saturating_sub(taken);
     let mut chosen = Vec::new();
     for name in behind {
         if chosen.len() >= usize::try_from(size).unwrap_or(usize::MAX) {
@@ -263,7 +266,8 @@ fn unread(rollout: &Rollout, instances: usize, readings: &[GateReading]) -> Opti
     None
 }
 
-/// Without a rollout: what is missing, stopped or kept out of service is brought back as it was.
+/// Without a rollout: what is missing, stopped or kept out of service is brought back as it was, and then
+/// what runs something else is brought to the good version.
 fn plan_repair(situation: &Situation<'_>) -> Decision {
     let fleet = situation.fleet;
     let Some(good) = &fleet.good else {
@@ -287,13 +291,50 @@ fn plan_repair(situation: &Situation<'_>) -> Decision {
         .filter_map(|name| lost(&name).map(|action| (name, action)))
         .collect();
     let Some((_, action)) = broken.first().cloned() else {
-        return Decision::Rest;
+        return plan_return(situation, good);
     };
     let instances = broken
         .into_iter()
         .filter(|(_, other)| *other == action)
         .map(|(name, _)| name)
         .collect();
+    repair(situation, instances, action)
+}
+
+/// Instances that run another version, within the budget, for they may serve: one whose set was smaller
+/// while the others were rolled out, one that a failed rollout could not bring back, one that somebody
+/// changed past the farm.
+fn plan_return(situation: &Situation<'_>, good: &VersionRef) -> Decision {
+    let fleet = situation.fleet;
+    let names: Vec<InstanceName> = instance_names(&fleet.spec).collect();
+    let foreign = |name: &&InstanceName| {
+        let seen = situation.seen.instance(name);
+        let other = |seen: &InstanceView| {
+            let runs = seen.state == InstanceState::Running;
+            runs && seen.version.as_ref().is_some_and(|runs| runs != good)
+        };
+        seen.is_some_and(other) && !situation.in_repair.contains(name)
+    };
+    let foreign: Vec<&InstanceName> = names.iter().filter(foreign).collect();
+    let total = u32::try_from(names.len()).ok().and_then(NonZeroU32::new);
+    let (Some(total), false) = (total, foreign.is_empty()) else {
+        return Decision::Rest;
+    };
+    let size = fleet.strategy.batch.of(total).max(1);
+    let budget = fleet.strategy.max_unavailable.of(total);
+    let instances = choose(situation, &foreign, size, budget);
+    if instances.is_empty() {
+        return wait(format!("{budget} instances may be out of service"));
+    }
+    repair(situation, instances, BatchAction::Deploy(good.clone()))
+}
+
+fn repair(
+    situation: &Situation<'_>,
+    instances: Vec<InstanceName>,
+    action: BatchAction,
+) -> Decision {
+    let fleet = situation.fleet;
     Decision::Begin(BeginBatch {
         fleet: fleet.spec.name.clone(),
         generation: fleet.generation,
