@@ -278,7 +278,9 @@ impl<M: Machine, L: LogStore, R: StateRoot> Replica<M, L, R> {
             side.outputs.push(Output::StateReplaced);
             side.outputs.push(Output::MembersChanged);
         }
+        self.confirm_changes();
 
+        let side = &mut self.side;
         let now = (self.core.leads(), self.core.leader(), self.core.term());
         if now != self.seen {
             if now.0 && !self.seen.0 {

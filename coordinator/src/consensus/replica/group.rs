@@ -4,15 +4,19 @@
 //! change -> planned -> entry (index, term) -> applied -> [joint, left automatically] -> Ok
 //!    |          |             |                  '- passed over by all members: PassedOver
 //!    |          |             '- leadership lost, or no majority in time: Unknown
-//!    '----------'- refused
+//!    '----------'- refused, or done already: said once a majority has confirmed that we lead
 //! ```
+//!
+//! A leader that was stopped for a while does not know that the group went on without it. Where nothing
+//! goes through the log, its answer would be about a group of long ago, so it is found again after a
+//! read index.
 //!
 //! raft-rs turns a configuration change that it does not like into an empty entry and says nothing;
 //! so what counts is what was applied at the index of the proposal, never that it was accepted.
 
 use std::collections::BTreeMap;
 
-use super::{Output, Replica, ReplicaError, Ticket};
+use super::{Output, ReadError, Replica, ReplicaError, Ticket};
 use crate::consensus::change::{self, Change, ChangeError, Changed, Ground, Plan};
 use crate::consensus::core::Refused;
 use crate::consensus::entry;
@@ -35,10 +39,27 @@ struct Pending {
     applied: bool,
 }
 
+/// A question whose answer no entry will confirm.
+struct Asked {
+    request_id: String,
+    change: Change,
+}
+
+/// What a question led to.
+enum Begun {
+    /// It goes through the log.
+    Waits,
+    /// This, whoever leads.
+    Sure(Result<Changed, ChangeError>),
+    /// This, if we still lead.
+    Unsure(Result<Changed, ChangeError>),
+}
+
 /// See the module's documentation.
 #[derive(Default)]
 pub(super) struct Changes {
     pending: BTreeMap<u64, Pending>,
+    asked: BTreeMap<Ticket, Asked>,
     /// Members that were introduced to the log, and until when they are not again.
     introduced: BTreeMap<u64, u64>,
 }
@@ -52,14 +73,52 @@ fn refused(refused: Refused) -> ChangeError {
 }
 
 impl<M: Machine, L: LogStore, R: StateRoot> Replica<M, L, R> {
-    /// Changes the group. The ticket gets exactly one answer, when the change is in force. A
-    /// repeated `request_id` gets the answer of the first.
+    /// Changes the group. The ticket, which no read may have too, gets exactly one answer, when
+    /// the change is in force. A repeated `request_id` gets the answer of the first.
     pub fn change(&mut self, ticket: Ticket, request_id: &str, change: &Change) {
         match self.begin_change(ticket, request_id, change) {
-            Ok(None) => {}
-            Ok(Some(done)) => self.changed(ticket, Ok(done)),
-            Err(error) => self.changed(ticket, Err(error)),
+            Begun::Waits => {}
+            Begun::Sure(answer) => self.changed(ticket, answer),
+            Begun::Unsure(_) => {
+                let asked = Asked {
+                    request_id: request_id.to_owned(),
+                    change: change.clone(),
+                };
+                self.changes.asked.insert(ticket, asked);
+                self.read(ticket);
+            }
         }
+    }
+
+    /// Takes those of the reads' answers that are for questions about the group.
+    pub(super) fn confirm_changes(&mut self) {
+        let asked = &self.changes.asked;
+        if asked.is_empty() {
+            return;
+        }
+        let ours = |output: &mut Output<M>| matches!(output, Output::ReadReady(ticket, _) if asked.contains_key(ticket));
+        let confirmed: Vec<_> = self.side.outputs.extract_if(.., ours).collect();
+        for output in confirmed {
+            if let Output::ReadReady(ticket, result) = output
+                && let Some(asked) = self.changes.asked.remove(&ticket)
+            {
+                self.confirmed(ticket, &asked, result);
+            }
+        }
+    }
+
+    fn confirmed(&mut self, ticket: Ticket, asked: &Asked, result: Result<u64, ReadError>) {
+        let answer = match result {
+            Err(ReadError::Overloaded) => Err(ChangeError::Overloaded),
+            Err(ReadError::Stopped) => Err(ChangeError::Stopped),
+            // Nobody confirmed it, least of all a majority.
+            Err(ReadError::Unavailable) => Err(ChangeError::NotLeader { leader: None }),
+            Ok(_) => match self.begin_change(ticket, &asked.request_id, &asked.change) {
+                Begun::Waits => return,
+                Begun::Sure(answer) | Begun::Unsure(answer) => answer,
+            },
+        };
+        self.changed(ticket, answer);
     }
 
     fn changed(&mut self, ticket: Ticket, answer: Result<Changed, ChangeError>) {
@@ -88,36 +147,35 @@ impl<M: Machine, L: LogStore, R: StateRoot> Replica<M, L, R> {
         })
     }
 
-    fn begin_change(
-        &mut self,
-        ticket: Ticket,
-        request_id: &str,
-        change: &Change,
-    ) -> Result<Option<Changed>, ChangeError> {
+    fn begin_change(&mut self, ticket: Ticket, request_id: &str, change: &Change) -> Begun {
         let nobody = ChangeError::NotLeader {
             leader: self.core.leader(),
         };
         let Some(ground) = self.ground() else {
-            return Err(nobody);
+            return Begun::Sure(Err(nobody));
         };
         // Before that the configuration in force may not be the newest one.
         if !self.core.leads_with_full_state() {
-            return Err(ChangeError::NotLeader { leader: None });
+            return Begun::Sure(Err(ChangeError::NotLeader { leader: None }));
         }
-        let (position, changed) = match change::plan(change, request_id, &ground)? {
-            Plan::Done(done) => return Ok(Some(done)),
-            Plan::HandOver(to) => {
+        let (position, changed) = match change::plan(change, request_id, &ground) {
+            Err(refusal) => return Begun::Unsure(Err(refusal)),
+            Ok(Plan::Done(done)) => return Begun::Unsure(Ok(done)),
+            Ok(Plan::HandOver(to)) => {
                 self.core.transfer(to);
-                return Ok(Some(Changed { members: vec![to] }));
+                return Begun::Sure(Ok(Changed { members: vec![to] }));
             }
-            Plan::HandOverFirst(to) => {
+            Ok(Plan::HandOverFirst(to)) => {
                 self.core.transfer(to);
-                return Err(ChangeError::HandingOver { to });
+                return Begun::Sure(Err(ChangeError::HandingOver { to }));
             }
-            Plan::Configure(conf, changed) => (self.core.propose_change(conf), changed),
-            Plan::Note(context, changed) => (self.propose_note(context), changed),
+            Ok(Plan::Configure(conf, changed)) => (self.core.propose_change(conf), changed),
+            Ok(Plan::Note(context, changed)) => (self.propose_note(context), changed),
         };
-        let position = position.map_err(refused)?;
+        let position = match position {
+            Ok(position) => position,
+            Err(error) => return Begun::Sure(Err(refused(error))),
+        };
         let pending = Pending {
             term: position.term,
             ticket,
@@ -127,7 +185,7 @@ impl<M: Machine, L: LogStore, R: StateRoot> Replica<M, L, R> {
             applied: false,
         };
         self.changes.pending.insert(position.index, pending);
-        Ok(None)
+        Begun::Waits
     }
 
     /// Puts an entry without commands into the log.

@@ -338,6 +338,35 @@ async fn one_change_at_a_time_and_none_without_a_majority() {
     );
 }
 
+/// One that was stopped for a while does not know that the group went on without it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_no_majority_confirms_says_nothing_about_the_group() {
+    let group = Group::of_three(59, options());
+    let add = Change::AddLearners(vec!["a:1".to_owned()]);
+    let unknown = Change::Join {
+        address: "b:1".to_owned(),
+        stamp: stamp_of(99),
+    };
+    assert_eq!(group.change("first", add.clone()).await, Ok(vec![4]));
+    let refused = group.change("", unknown.clone()).await;
+    assert!(
+        matches!(refused, Err(ChangeError::NotInvited { .. })),
+        "{refused:?}"
+    );
+    let leader = group.leader().await;
+    for other in (1..=3).filter(|id| *id != leader) {
+        group.network.cut(leader, other, true);
+    }
+    let handle = group.handle(leader);
+    let (refused, repeated) = tokio::join!(handle.change("", unknown), handle.change("first", add));
+    for answer in [refused, repeated] {
+        assert!(
+            matches!(answer, Err(ChangeError::NotLeader { .. })),
+            "{answer:?}"
+        );
+    }
+}
+
 /// `docs/decisions`: deadlines are stamped by the leader's calendar, so a wrong one must not lead.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_with_a_wrong_clock_hands_leadership_over_until_it_is_right() {
