@@ -93,6 +93,7 @@ impl From<ChangeError> for Status {
             ChangeError::AddressTaken { .. } => (Code::AlreadyExists, "ADDRESS_TAKEN"),
             ChangeError::NoQuorum { .. } => (Code::FailedPrecondition, "NO_QUORUM"),
             ChangeError::LastVoter { .. } => (Code::FailedPrecondition, "NO_QUORUM"),
+            ChangeError::History { .. } => (Code::FailedPrecondition, "NOT_READY"),
             ChangeError::Lags { .. } => (Code::FailedPrecondition, "NOT_READY"),
             ChangeError::Silent { .. } => (Code::FailedPrecondition, "NOT_READY"),
             ChangeError::Learner { .. } => (Code::FailedPrecondition, "NOT_READY"),

@@ -203,6 +203,7 @@ impl Operator for Api {
         let change = Change::Promote {
             member: asked.member,
             replaces: Some(asked.replaces).filter(|member| *member != 0),
+            disk_lost: asked.disk_lost,
         };
         self.change_group(&caller, &asked.request_id, change)
             .await?;
@@ -220,7 +221,10 @@ impl Operator for Api {
             let mut leader = OperatorClient::new(leader);
             return leader.remove_member(self.pass_on(asked, &caller)?).await;
         }
-        let change = Change::Remove(asked.member);
+        let change = Change::Remove {
+            member: asked.member,
+            disk_lost: asked.disk_lost,
+        };
         self.change_group(&caller, &asked.request_id, change)
             .await?;
         Ok(Response::new(v1::RemoveMemberResponse {}))

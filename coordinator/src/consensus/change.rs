@@ -33,9 +33,16 @@ pub enum Change {
         member: u64,
         /// A voter that leaves in the same change.
         replaces: Option<u64>,
+        /// The disk of who leaves is gone: nothing can be had from it any more.
+        disk_lost: bool,
     },
     /// A member leaves for good.
-    Remove(u64),
+    Remove {
+        /// Who.
+        member: u64,
+        /// Its disk is gone: nothing can be had from it any more.
+        disk_lost: bool,
+    },
     /// The data directory with this stamp is the member that was added at this address.
     Join {
         /// Its own address.
@@ -54,6 +61,17 @@ pub enum Change {
     },
     /// Another member is to lead; the leader chooses when none is named.
     Transfer(Option<u64>),
+}
+
+impl Change {
+    /// Whether somebody leaves by it.
+    pub(crate) fn takes_out(&self) -> bool {
+        match self {
+            Change::Remove { .. } => true,
+            Change::Promote { replaces, .. } => replaces.is_some(),
+            _ => false,
+        }
+    }
 }
 
 /// A change that was carried out.
@@ -144,6 +162,14 @@ pub enum ChangeError {
         "remove member {member}: it is the last voter; a group without voters decides nothing. Promote another member first"
     )]
     LastVoter {
+        /// Who was named.
+        member: u64,
+    },
+    /// It may be the only one that has a part of the history.
+    #[error(
+        "take member {member} out: the leader does not have all of the history of finished work yet, and member {member} may be the only one that has the rest; wait until `oast operator raft status` of the leader shows no missing history, or let a member lead that has it. If the disk of member {member} is gone, say so with `--disk-lost`"
+    )]
+    History {
         /// Who was named.
         member: u64,
     },
@@ -253,6 +279,8 @@ pub(crate) struct Ground<'a> {
     pub(crate) last: u64,
     /// Entries that a learner may be behind to be promoted.
     pub(crate) promote_lag: u64,
+    /// Our disk has all of the history.
+    pub(crate) whole: bool,
 }
 
 /// What is to be done about a [`Change`].
@@ -304,6 +332,15 @@ impl Ground<'_> {
             answered,
             needed,
         })
+    }
+
+    /// Whoever leaves takes nothing along that only it has. What others say of themselves may be old by
+    /// the time the change is carried out; what we have stays.
+    fn history(&self, member: u64, disk_lost: bool) -> Result<(), ChangeError> {
+        match self.whole || disk_lost {
+            true => Ok(()),
+            false => Err(ChangeError::History { member }),
+        }
     }
 
     /// The voter that is furthest of those that may lead, but not us.
@@ -364,8 +401,15 @@ pub(crate) fn plan(
     }
     match change {
         Change::AddLearners(addresses) => add(addresses, request_id, ground),
-        Change::Promote { member, replaces } => promote(*member, *replaces, request_id, ground),
-        Change::Remove(member) => remove(*member, request_id, ground),
+        Change::Promote {
+            member,
+            replaces,
+            disk_lost,
+        } => {
+            let replaces = replaces.map(|old| (old, *disk_lost));
+            promote(*member, replaces, request_id, ground)
+        }
+        Change::Remove { member, disk_lost } => remove(*member, *disk_lost, request_id, ground),
         Change::Join { address, stamp } => join(address, *stamp, ground),
         Change::Bind {
             member,
@@ -438,7 +482,7 @@ fn add(addresses: &[String], request_id: &str, ground: &Ground<'_>) -> Result<Pl
 
 fn promote(
     member: u64,
-    replaces: Option<u64>,
+    replaces: Option<(u64, bool)>,
     request_id: &str,
     ground: &Ground<'_>,
 ) -> Result<Plan, ChangeError> {
@@ -469,7 +513,7 @@ fn promote(
     }
     voters.insert(member);
     let mut changes = vec![single(ConfChangeType::AddNode, member)];
-    if let Some(old) = replaces {
+    if let Some((old, disk_lost)) = replaces {
         ground.expect(old)?;
         if !voters.remove(&old) {
             return Err(ChangeError::Learner {
@@ -481,6 +525,7 @@ fn promote(
             let to = ground.heir().ok_or(ChangeError::NoHeir)?;
             return Ok(Plan::HandOverFirst(to));
         }
+        ground.history(old, disk_lost)?;
         changes.push(single(ConfChangeType::RemoveNode, old));
         members.push(old);
     }
@@ -489,7 +534,7 @@ fn promote(
         request_id,
         Wire::Promote(wire::PromoteMember {
             member,
-            replaces: replaces.unwrap_or(0),
+            replaces: replaces.map_or(0, |(old, _)| old),
         }),
     );
     Ok(Plan::Configure(
@@ -498,7 +543,12 @@ fn promote(
     ))
 }
 
-fn remove(member: u64, request_id: &str, ground: &Ground<'_>) -> Result<Plan, ChangeError> {
+fn remove(
+    member: u64,
+    disk_lost: bool,
+    request_id: &str,
+    ground: &Ground<'_>,
+) -> Result<Plan, ChangeError> {
     ground.expect(member)?;
     let mut voters = ground.voters();
     let votes = voters.remove(&member);
@@ -512,6 +562,7 @@ fn remove(member: u64, request_id: &str, ground: &Ground<'_>) -> Result<Plan, Ch
             return Ok(Plan::HandOverFirst(to));
         }
     }
+    ground.history(member, disk_lost)?;
     let context = context(request_id, Wire::Remove(wire::RemoveMember { member }));
     let changes = vec![single(ConfChangeType::RemoveNode, member)];
     let members = vec![member];

@@ -275,6 +275,7 @@ impl<M: Machine, L: LogStore, R: StateRoot> Replica<M, L, R> {
             count(&self.counters.snapshots_installed, 1);
             self.snapshot.newest = Some(position);
             self.snapshot.begun_at = position.index;
+            self.snapshot.kept = false;
             side.outputs.push(Output::StateReplaced);
             side.outputs.push(Output::MembersChanged);
         }

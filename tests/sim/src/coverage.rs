@@ -37,6 +37,7 @@ pub const FAULTS: &[&str] = &[
     "learner promoted",
     "member removed",
     "member replaced",
+    "member kept for its history",
     "member's disk wiped",
     "wiped member refused",
     "removed member stopped",

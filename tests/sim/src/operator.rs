@@ -92,7 +92,16 @@ impl Operator {
 }
 
 impl Step {
-    fn change(self) -> Change {
+    /// Who leaves by it.
+    fn leaves(self) -> Option<u64> {
+        match self {
+            Step::Promote { replaces, .. } => replaces,
+            Step::Remove { member } => Some(member),
+            Step::Add { .. } | Step::Join { .. } => None,
+        }
+    }
+
+    fn change(self, disk_lost: bool) -> Change {
         match self {
             // The id is not known yet; addresses are counted as ids are.
             Step::Add { .. } => Change::AddLearners(Vec::new()),
@@ -100,8 +109,12 @@ impl Step {
                 address: address_of(member),
                 stamp: stamp_of(member),
             },
-            Step::Promote { member, replaces } => Change::Promote { member, replaces },
-            Step::Remove { member } => Change::Remove(member),
+            Step::Promote { member, replaces } => Change::Promote {
+                member,
+                replaces,
+                disk_lost,
+            },
+            Step::Remove { member } => Change::Remove { member, disk_lost },
         }
     }
 }
@@ -134,16 +147,7 @@ impl World {
     fn begin_step(&mut self, step: Step) {
         let now = self.now;
         let operator = &mut self.operator;
-        match step {
-            Step::Remove { member }
-            | Step::Promote {
-                replaces: Some(member),
-                ..
-            } => {
-                operator.removed.insert(member);
-            }
-            _ => {}
-        }
+        operator.removed.extend(step.leaves());
         operator.step = Some(step);
         operator.steps += 1;
         operator.began = now;
@@ -185,9 +189,10 @@ impl World {
         let Some(step) = operator.step.filter(|_| operator.call == call) else {
             return;
         };
+        let lost = |member: u64| self.members[member as usize - 1].wiped;
         let change = match step {
             Step::Add { .. } => Change::AddLearners(vec![address_of(next)]),
-            step => step.change(),
+            step => step.change(step.leaves().is_some_and(lost)),
         };
         let input = Input::Change {
             call,
@@ -236,7 +241,12 @@ impl World {
                 | ChangeError::Address { .. }
                 | ChangeError::LastVoter { .. }),
             ) => self.violate(format!("the operator's {step:?} was refused: {error}")),
-            Err(_) => self.not_now(step),
+            Err(error) => {
+                if let ChangeError::History { .. } = error {
+                    self.coverage.fault("member kept for its history");
+                }
+                self.not_now(step);
+            }
         }
     }
 

@@ -30,6 +30,9 @@ pub enum Raft {
         /// A voter that leaves in the same change
         #[arg(long, value_name = "ID")]
         replace: Option<u64>,
+        /// The disk of the member that leaves is gone: take it out although the leader lacks history
+        #[arg(long, requires = "replace")]
+        disk_lost: bool,
     },
     /// Take a member out for good: its id is never used again
     RemovePeer {
@@ -39,6 +42,9 @@ pub enum Raft {
         /// Do not ask
         #[arg(long)]
         yes: bool,
+        /// Its disk is gone: take it out although the leader lacks history
+        #[arg(long)]
+        disk_lost: bool,
     },
     /// Let another member lead
     TransferLeader {
@@ -54,8 +60,16 @@ pub async fn run(connect: &Connect, output: Output, raft: &Raft) -> anyhow::Resu
         Raft::ListPeers => list(connect, output).await,
         Raft::Status => status(connect, output).await,
         Raft::AddLearner { addresses } => add(connect, output, addresses).await,
-        Raft::Promote { member, replace } => promote(connect, output, *member, *replace).await,
-        Raft::RemovePeer { member, yes } => remove(connect, output, *member, *yes).await,
+        Raft::Promote {
+            member,
+            replace,
+            disk_lost,
+        } => promote(connect, output, *member, *replace, *disk_lost).await,
+        Raft::RemovePeer {
+            member,
+            yes,
+            disk_lost,
+        } => remove(connect, output, *member, *yes, *disk_lost).await,
         Raft::TransferLeader { member } => transfer(connect, output, *member).await,
     }
 }
@@ -214,12 +228,14 @@ async fn promote(
     output: Output,
     member: u64,
     replace: Option<u64>,
+    disk_lost: bool,
 ) -> anyhow::Result<Exit> {
     let client = connect.client()?;
     let request = v1::PromoteMemberRequest {
         request_id: random::request_id(),
         member,
         replaces: replace.unwrap_or(0),
+        disk_lost,
     };
     client
         .call(|peer| {
@@ -235,7 +251,13 @@ async fn promote(
     Ok(Exit::Ok)
 }
 
-async fn remove(connect: &Connect, output: Output, member: u64, yes: bool) -> anyhow::Result<Exit> {
+async fn remove(
+    connect: &Connect,
+    output: Output,
+    member: u64,
+    yes: bool,
+    disk_lost: bool,
+) -> anyhow::Result<Exit> {
     let client = connect.client()?;
     if !confirm(&format!("Remove member {member} for good?"), yes)? {
         return Ok(DECLINED);
@@ -243,6 +265,7 @@ async fn remove(connect: &Connect, output: Output, member: u64, yes: bool) -> an
     let request = v1::RemoveMemberRequest {
         request_id: random::request_id(),
         member,
+        disk_lost,
     };
     client
         .call(|peer| {

@@ -38,6 +38,7 @@ impl Scene {
             skewed: BTreeMap::new(),
             last: 1_000,
             promote_lag: 100,
+            whole: true,
         }
     }
 
@@ -63,10 +64,18 @@ fn refusal(change: &Change, answered: &[u64]) -> String {
     scene().plan(change, answered).unwrap_err().to_string()
 }
 
-fn promote_4() -> Change {
+fn promote_4(replaces: Option<u64>) -> Change {
     Change::Promote {
         member: 4,
-        replaces: None,
+        replaces,
+        disk_lost: false,
+    }
+}
+
+fn remove(member: u64) -> Change {
+    Change::Remove {
+        member,
+        disk_lost: false,
     }
 }
 
@@ -74,17 +83,17 @@ fn promote_4() -> Change {
 fn every_refusal_says_the_way_out() {
     let table: &[(Change, &[u64], &str)] = &[
         (
-            Change::Remove(2),
+            remove(2),
             &[1, 2],
             "start the others first, or remove those that are dead first",
         ),
-        (promote_4(), &[1, 4], "start the others first"),
+        (promote_4(None), &[1, 4], "start the others first"),
         (
-            promote_4(),
+            promote_4(None),
             &[1, 2, 3],
             "start it, and see that the members reach it at m4:1",
         ),
-        (Change::Remove(9), ALL, "its members are 1, 2, 3, 4, 5"),
+        (remove(9), ALL, "its members are 1, 2, 3, 4, 5"),
         (Change::AddLearners(vec!["here".into()]), ALL, "host:port"),
         (
             Change::AddLearners(vec![address(2)]),
@@ -99,14 +108,7 @@ fn every_refusal_says_the_way_out() {
         (Change::Transfer(Some(4)), ALL, "promote it first"),
         (Change::Transfer(Some(3)), &[1, 2], "start it"),
         (Change::Transfer(None), &[1], "start another voter first"),
-        (
-            Change::Promote {
-                member: 4,
-                replaces: Some(5),
-            },
-            ALL,
-            "it is a learner",
-        ),
+        (promote_4(Some(5)), ALL, "it is a learner"),
         (
             Change::Join {
                 address: "x:1".into(),
@@ -143,7 +145,7 @@ fn a_learner_that_lags_is_not_promoted_and_the_lag_is_named() {
     let scene = scene();
     let mut ground = scene.ground(ALL);
     ground.matched.insert(4, 100);
-    let refused = plan(&promote_4(), "", &ground).unwrap_err();
+    let refused = plan(&promote_4(None), "", &ground).unwrap_err();
     assert_eq!(
         refused,
         ChangeError::Lags {
@@ -154,7 +156,7 @@ fn a_learner_that_lags_is_not_promoted_and_the_lag_is_named() {
     );
     ground.matched.insert(4, 900);
     assert!(matches!(
-        plan(&promote_4(), "", &ground),
+        plan(&promote_4(None), "", &ground),
         Ok(Plan::Configure(..))
     ));
 }
@@ -163,23 +165,20 @@ fn a_learner_that_lags_is_not_promoted_and_the_lag_is_named() {
 fn the_last_voter_stays() {
     let mut scene = scene();
     scene.conf.voters = vec![1];
-    let refused = scene.plan(&Change::Remove(1), ALL).unwrap_err();
+    let refused = scene.plan(&remove(1), ALL).unwrap_err();
     assert_eq!(refused, ChangeError::LastVoter { member: 1 });
     // Learners may go whoever answers.
-    assert!(scene.plan(&Change::Remove(4), &[1]).is_ok());
+    assert!(scene.plan(&remove(4), &[1]).is_ok());
 }
 
 #[test]
 fn a_dead_voter_can_be_removed_while_the_rest_is_a_majority() {
     let scene = scene();
     assert!(matches!(
-        scene.plan(&Change::Remove(3), &[1, 2]),
+        scene.plan(&remove(3), &[1, 2]),
         Ok(Plan::Configure(..))
     ));
-    let replace = Change::Promote {
-        member: 4,
-        replaces: Some(3),
-    };
+    let replace = promote_4(Some(3));
     let Ok(Plan::Configure(conf, _)) = scene.plan(&replace, &[1, 2, 4]) else {
         panic!("it is one joint change");
     };
@@ -188,18 +187,44 @@ fn a_dead_voter_can_be_removed_while_the_rest_is_a_majority() {
 }
 
 #[test]
+fn nobody_leaves_while_the_leader_lacks_history_unless_the_disk_is_gone() {
+    let scene = scene();
+    let mut ground = scene.ground(ALL);
+    ground.whole = false;
+    for change in [promote_4(Some(3)), remove(3), remove(5)] {
+        let refused = plan(&change, "", &ground).unwrap_err();
+        let ChangeError::History { member } = refused else {
+            panic!("{change:?}: {refused}");
+        };
+        assert!(refused.to_string().contains("--disk-lost"), "{refused}");
+        let gone = match change {
+            Change::Remove { .. } => Change::Remove {
+                member,
+                disk_lost: true,
+            },
+            _ => Change::Promote {
+                member: 4,
+                replaces: Some(member),
+                disk_lost: true,
+            },
+        };
+        assert!(matches!(plan(&gone, "", &ground), Ok(Plan::Configure(..))));
+    }
+    // Whoever only comes takes nothing away, and the leader itself leaves only when another one leads.
+    assert!(plan(&promote_4(None), "", &ground).is_ok());
+    assert_eq!(plan(&remove(1), "", &ground), Ok(Plan::HandOverFirst(3)));
+}
+
+#[test]
 fn the_leader_hands_over_before_it_leaves() {
     let scene = scene();
     // Member 3 has more than member 2.
-    let planned = scene.plan(&Change::Remove(1), ALL);
+    let planned = scene.plan(&remove(1), ALL);
     assert_eq!(planned, Ok(Plan::HandOverFirst(3)));
     // A clock that is wrong rules it out.
     let mut ground = scene.ground(ALL);
     ground.skewed.insert(3, 9_000);
-    assert_eq!(
-        plan(&Change::Remove(1), "", &ground),
-        Ok(Plan::HandOverFirst(2))
-    );
+    assert_eq!(plan(&remove(1), "", &ground), Ok(Plan::HandOverFirst(2)));
     let named = plan(&Change::Transfer(Some(3)), "", &ground).unwrap_err();
     assert_eq!(
         named,
@@ -213,11 +238,11 @@ fn the_leader_hands_over_before_it_leaves() {
 #[test]
 fn an_id_is_never_used_again() {
     let mut scene = scene();
-    let planned = scene.plan(&Change::Remove(5), ALL);
+    let planned = scene.plan(&remove(5), ALL);
     scene.carry_out(planned).unwrap();
     scene.conf.learners = vec![4];
     scene.members.keep(&scene.conf);
-    let again = plan(&Change::Remove(5), "again", &scene.ground(ALL));
+    let again = plan(&remove(5), "again", &scene.ground(ALL));
     assert_eq!(again.unwrap_err(), ChangeError::Retired { member: 5 });
     // Its address is free again, and gets another id.
     let planned = plan(

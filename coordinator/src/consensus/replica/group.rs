@@ -144,10 +144,14 @@ impl<M: Machine, L: LogStore, R: StateRoot> Replica<M, L, R> {
             skewed: self.skewed(),
             last: self.core.last_index(),
             promote_lag: self.options.promote_lag,
+            whole: self.snapshot.kept,
         })
     }
 
     fn begin_change(&mut self, ticket: Ticket, request_id: &str, change: &Change) -> Begun {
+        if self.core.leads() && change.takes_out() {
+            self.keep_history();
+        }
         let nobody = ChangeError::NotLeader {
             leader: self.core.leader(),
         };

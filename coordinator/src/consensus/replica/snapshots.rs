@@ -34,6 +34,9 @@ pub(super) struct Snapshots {
     pub(super) filling: bool,
     /// Tick before which no history is asked for.
     pub(super) fill_after: u64,
+    /// All of the history is known to be on our disk, also if power is lost. What comes anew is in the log
+    /// until then.
+    pub(super) kept: bool,
 }
 
 /// Ticks between attempts to fill a gap in the history.
@@ -131,6 +134,7 @@ impl<M: Machine, L: LogStore, R: StateRoot> Replica<M, L, R> {
             self.snapshot.fill_after = self.ticks + FILL_RETRY_TICKS;
             return;
         }
+        self.snapshot.kept = false;
         if let Err(error) = self.side.state.fill(first, records) {
             let error = chain(&error);
             tracing::warn!(
@@ -140,6 +144,21 @@ impl<M: Machine, L: LogStore, R: StateRoot> Replica<M, L, R> {
             self.snapshot.fill_after = self.ticks + FILL_RETRY_TICKS;
         }
         self.fill_history();
+    }
+
+    /// Finds out whether we have all of the history, and makes sure that it stays. Waits for the disk, so
+    /// it is for what people ask for.
+    pub(super) fn keep_history(&mut self) {
+        if self.snapshot.kept || self.side.state.gap().is_some() {
+            return;
+        }
+        match self.side.state.syncer()() {
+            Ok(()) => self.snapshot.kept = true,
+            Err(error) => {
+                let error = chain(&error);
+                tracing::warn!(error, "The history could not be made durable.");
+            }
+        }
     }
 
     pub(super) fn fill_history(&mut self) {

@@ -163,6 +163,7 @@ impl Group {
                     | ChangeError::HandingOver { .. }
                     | ChangeError::Pending
                     | ChangeError::Unknown
+                    | ChangeError::History { .. }
                     | ChangeError::Lags { .. }
                     | ChangeError::Silent { .. },
                 ) => tokio::time::sleep(self.options.tick).await,
@@ -188,13 +189,17 @@ impl Group {
 
     pub async fn promote(&self, member: u64, replaces: Option<u64>) -> Result<(), ChangeError> {
         let call = format!("promote-{member}");
-        let promote = Change::Promote { member, replaces };
+        let promote = Change::Promote {
+            member,
+            replaces,
+            disk_lost: false,
+        };
         self.change(&call, promote).await.map(drop)
     }
 
     pub async fn remove(&self, member: u64) -> Result<(), ChangeError> {
         let call = format!("remove-{member}");
-        self.change(&call, Change::Remove(member)).await.map(drop)
+        self.change(&call, remove(member)).await.map(drop)
     }
 
     pub fn stop(&mut self, member: u64) {
@@ -279,6 +284,14 @@ impl Group {
             }
         }
         assert!(self.halted.lock().unwrap().is_empty(), "{:?}", self.halted);
+    }
+}
+
+/// A member leaves whose disk is good.
+pub fn remove(member: u64) -> Change {
+    Change::Remove {
+        member,
+        disk_lost: false,
     }
 }
 

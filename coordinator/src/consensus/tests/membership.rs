@@ -8,7 +8,7 @@ use oast_daemon::clock::SystemClock;
 use oast_daemon::task::{Job, Tasks};
 use tokio_util::sync::CancellationToken;
 
-use super::group::{Group, options, say, stamp_of};
+use super::group::{Group, options, remove, say, stamp_of};
 use super::toy::{Command, Lists};
 use crate::consensus::change::{Change, ChangeError};
 use crate::consensus::handle::Handle;
@@ -163,7 +163,7 @@ async fn a_group_grows_to_five_and_shrinks_to_three_in_bad_weather() {
         let refused = group.remove(removed[0]).await;
         // The call's answer is remembered; another call is told the truth.
         assert_eq!(refused, Ok(()));
-        let again = group.change("another", Change::Remove(removed[0])).await;
+        let again = group.change("another", remove(removed[0])).await;
         assert_eq!(again, Err(ChangeError::Retired { member: removed[0] }));
     }
 }
@@ -320,10 +320,7 @@ async fn one_change_at_a_time_and_none_without_a_majority() {
         })
         .await;
     let healthy = (1..=3).find(|id| ![leader, silent].contains(id)).unwrap();
-    let refused = group
-        .handle(leader)
-        .change("", Change::Remove(healthy))
-        .await;
+    let refused = group.handle(leader).change("", remove(healthy)).await;
     assert!(
         matches!(refused, Err(ChangeError::NoQuorum { .. })),
         "{refused:?}"
