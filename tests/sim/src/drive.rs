@@ -15,7 +15,7 @@ use oast_coordinator::consensus::roster::{Letterhead, Stranger};
 use oast_coordinator::leader::office::{Act, Look, Note, Outcome};
 use oast_coordinator::store::log::LogStore as _;
 use oast_coordinator::store::space::Space;
-use oast_coordinator::store::state::StateStore as _;
+use oast_coordinator::store::state::{HistoryGap, StateStore as _};
 use oast_model::ledger::{Applied as Decided, Request};
 use oast_model::principal::Principal;
 use oast_model::time::Timestamp;
@@ -138,10 +138,21 @@ impl World {
             self.coverage.fault("log compacted");
         }
         if matches!(node.replica.role(), Role::Leader | Role::Elected) {
-            let wrong = self.checks.leaders.leads(node.replica.term(), id);
+            let term = node.replica.term();
+            let wrong = self.checks.leaders.elected(term, id);
             self.judge(wrong);
+            if node.replica.role() == Role::Leader {
+                let wrong = self.checks.leaders.leads(term, id);
+                self.judge(wrong);
+            }
         }
         self.feed(id, node);
+        let gap = node.replica.state().gap();
+        if gap != node.gap {
+            node.gap = gap;
+            self.trace
+                .say(now, format_args!("member {id} {}", lacks(gap)));
+        }
         self.send_messages(id, node, sent);
         node.outputs = node.replica.take_outputs();
         Ok(now + disk.elapsed())
@@ -667,6 +678,17 @@ impl World {
         }
         self.coverage.fault("member's disk failed");
         self.crash_member(id, Crash::PowerLost);
+    }
+}
+
+/// A gap in the history, for the trace.
+fn lacks(gap: Option<HistoryGap>) -> String {
+    match gap {
+        Some(gap) => format!(
+            "lacks history from {} to {}",
+            gap.after.last, gap.until.last
+        ),
+        None => "lacks no history".to_owned(),
     }
 }
 

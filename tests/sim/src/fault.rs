@@ -222,14 +222,12 @@ impl World {
         if lost > 0 {
             self.coverage.fault("member lost unsynced writes");
         }
-        // What no other member has in full cannot be had back from anywhere.
-        let elsewhere = self.members.iter().any(|member| {
-            let node = member.node.as_ref();
-            member.id != id && node.is_some_and(|node| node.replica.state().gap().is_none())
-        });
+        let elsewhere = self.history_elsewhere(id);
         let damage = how == Crash::PowerLost && !self.healing && elsewhere && self.dice.chance(80);
         if damage {
             self.coverage.fault("member's state damaged");
+            self.trace
+                .say(now, format_args!("the state of member {id} is damaged"));
         }
         let root = self.member(id).root.clone();
         root.crash(now, how, damage, &mut self.dice);
@@ -239,6 +237,21 @@ impl World {
         }
         drop(node);
         true
+    }
+
+    /// Whether another member that stays has all of the history on its disk. What no disk but one has
+    /// cannot be had back from anywhere, so that one must not be lost.
+    fn history_elsewhere(&self, id: u64) -> bool {
+        let records = self.oracle.records();
+        self.members.iter().any(|member| {
+            let stays = member.id != id && !self.operator.removes(member.id);
+            let node = member.node.as_ref().filter(|_| stays);
+            node.is_some_and(|node| {
+                let replica = &node.replica;
+                let all = replica.state().history().last >= records;
+                all && replica.state().gap().is_none() && member.root.is_whole(replica.state_dir())
+            })
+        })
     }
 
     fn pause_member(&mut self) {
@@ -399,7 +412,7 @@ impl World {
         let lost = voters
             .iter()
             .any(|voter| self.members[*voter as usize - 1].gone);
-        if lost || self.member(id).node.is_none() {
+        if lost || self.member(id).node.is_none() || !self.history_elsewhere(id) {
             return;
         }
         self.crash_member(id, Crash::PowerLost);

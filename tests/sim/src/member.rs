@@ -188,6 +188,8 @@ pub struct Node {
     pub look: bool,
     /// When the cluster version and the room on the disk are looked at.
     pub next_look: Micros,
+    /// What it lacked of the history after its last turn.
+    pub gap: Option<HistoryGap>,
     /// Reports that were taken while the last turn's answers were told.
     pub late_proposals: Vec<(Ticket, EncodedCommand)>,
 }
@@ -339,6 +341,7 @@ impl Member {
             office_wake: 0,
             look: true,
             next_look: now,
+            gap: None,
             late_proposals: Vec::new(),
         }));
         Ok(())

@@ -297,8 +297,10 @@ impl World {
             }
             Step::Promote { replaces, .. } => {
                 self.coverage.fault("learner promoted");
-                if replaces.is_some() {
+                if let Some(old) = replaces {
                     self.coverage.fault("member replaced");
+                    let wrong = self.checks.leaders.left(old);
+                    self.judge(wrong);
                 }
                 self.end_task();
             }

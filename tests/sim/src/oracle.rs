@@ -118,6 +118,11 @@ impl Oracle {
         }
     }
 
+    /// How many records the history has.
+    pub fn records(&self) -> u64 {
+        self.records
+    }
+
     /// The newest entry that anybody has applied.
     pub fn index(&self) -> u64 {
         self.index

@@ -178,6 +178,12 @@ impl SimRoot {
     pub fn wipe(&self) {
         self.directories().clear();
     }
+
+    /// Whether a state lacks no history, whatever is lost that was not synced.
+    pub fn is_whole(&self, name: &str) -> bool {
+        let directory = self.directories().get(name).cloned();
+        directory.is_some_and(|directory| lock(&directory).durable.gap.is_none())
+    }
 }
 
 struct Reader(Shared);
