@@ -358,7 +358,7 @@ fn key(chain: &Chain, count: usize, maker: &Maker) -> Digest {
         hasher.update(&(bytes.len() as u64).to_le_bytes());
         hasher.update(bytes);
     };
-    field(b"oast disk key 1");
+    field(b"oast disk key 2");
     field(&ENGINE_VERSION.to_le_bytes());
     field(env!("CARGO_PKG_VERSION").as_bytes());
     field(maker.stub.as_bytes());

@@ -17,6 +17,7 @@ const WANTED: &[&str] = &[
     "hv_vmbus",
     "hv_storvsc",
     "sd_mod",
+    "pci_hyperv",
     "nvme",
     "ext4",
 ];
